@@ -1,0 +1,164 @@
+"""The timeline, and the contract that every world model fulfils.
+
+::
+
+    index        0             1             2
+    arrives      o0 r0 first   o1 r1         o2 r2 is_last (is_terminal)
+    leaves          a0 ------->   a1 ------->
+
+``reward[t]``, ``is_first[t]``, ``is_last[t]`` and ``is_terminal[t]`` arrive WITH ``obs[t]``; ``action[t]`` is chosen
+after it. A time limit is ``is_last`` and never ``is_terminal``; nothing has value beyond ``is_terminal``. The reward
+of an imagined step is read at the latent it arrives in. Continue is the probability that the episode goes on, without
+the discount. ``env_steps`` counts simulator control steps, action repeats included (the axis of every published
+plot); ``updates`` counts learner updates.
+
+Letters in shapes: B sequences or environments, T time, H imagined steps, A action size, F feature size, L bytes of a
+packed latent, K ensemble members, h w c image. Images are uint8 and channels-last everywhere outside encoders.
+Continuous actions are in [-1, 1], discrete ones are one-hot.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Generator, Tensor, nn
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What a world shows and what can be done in it; a fact of the task, never of a config file."""
+
+    image: tuple[int, int, int]  # height, width, channels
+    action_dim: int  # length of an action vector; number of actions when discrete
+    discrete: bool
+
+
+class Sequence(NamedTuple):
+    """Consecutive steps of experience, see the timeline above."""
+
+    obs: UInt8[Tensor, "B T h w c"]
+    action: Float[Tensor, "B T A"]
+    reward: Float[Tensor, "B T"]
+    is_first: Bool[Tensor, "B T"]
+    is_last: Bool[Tensor, "B T"]
+    is_terminal: Bool[Tensor, "B T"]
+    prev_action: Float[Tensor, "B A"]
+    """The action that led to ``obs[:, 0]``; ignored where ``is_first[:, 0]``."""
+    context: UInt8[Tensor, "B L"] | None = None
+    """The packed latent of the step before ``obs[:, 0]`` (``Storing.pack``); ignored where ``is_first[:, 0]``."""
+
+
+class Losses(NamedTuple):
+    """Scalar loss terms, unweighted, and scalar metrics; all keyed by short names."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    metrics: dict[str, Float[Tensor, ""]]
+
+
+Latent = Any  # each world model's own NamedTuple of tensors that share their leading dimensions
+LatentT = TypeVar("LatentT")
+
+
+def map_latent(function: Callable[..., Tensor], *latents: LatentT) -> LatentT:
+    """Apply ``function`` to corresponding tensors of one or more latents of the same type."""
+    first: Any = latents[0]
+    return type(first)(*(function(*tensors) for tensors in zip(*latents, strict=True)))  # ty: ignore
+
+
+class WorldModel(nn.Module, ABC):
+    """What happens next? A latent world model learned from pixels.
+
+    State is passed, not hidden: latents and generators are arguments and results. ``generator`` is where the noise of
+    sampled latents comes from, torch's default one when it is None.
+    """
+
+    spaces: Spaces
+    feature_dim: int
+
+    @abstractmethod
+    def initial(self, batch: int) -> Latent:
+        """The latent before anything was seen, leading dimensions ``[batch]``."""
+
+    @abstractmethod
+    def observe(
+        self,
+        latent: Latent,
+        prev_action: Float[Tensor, "B A"],
+        obs: UInt8[Tensor, "B h w c"],
+        is_first: Bool[Tensor, " B"],
+        generator: Generator | None = None,
+    ) -> Latent:
+        """One posterior step; where ``is_first`` the latent and action given are ignored."""
+
+    @abstractmethod
+    def imagine(self, latent: Latent, action: Float[Tensor, "B A"], generator: Generator | None = None) -> Latent:
+        """One prior step. Differentiable in latent and action; gradients on or off is the caller's choice."""
+
+    @abstractmethod
+    def features(self, latent: Latent) -> Float[Tensor, "*B F"]:
+        """The only view of a latent that an agent needs."""
+
+    @abstractmethod
+    def loss(self, batch: Sequence) -> tuple[Latent, Losses]:
+        """The posterior ``[B, T]`` with its graph, and named, unweighted loss terms."""
+
+    @abstractmethod
+    def filter(self, batch: Sequence, generator: Generator | None = None) -> Latent:
+        """The posterior of every step, ``[B, T]``."""
+
+    @abstractmethod
+    def rollout(self, latent: Latent, actions: Float[Tensor, "B H A"], generator: Generator | None = None) -> Latent:
+        """The latents ``[B, H]`` that given actions lead to, from ``latent`` ``[B]``, which is not among them."""
+
+
+class Rewarded(ABC):
+    """Capability: predicts rewards and the ends of episodes."""
+
+    @abstractmethod
+    def reward(self, latent: Latent) -> Float[Tensor, "*B"]:
+        """Expected reward received on arrival in this latent, in the task's own units."""
+
+    @abstractmethod
+    def continues(self, latent: Latent) -> Float[Tensor, "*B"]:
+        """Probability that the episode goes on after this latent, without the discount."""
+
+
+class Decoding(ABC):
+    """Capability: draws what a latent looks like."""
+
+    @abstractmethod
+    def decode(self, latent: Latent) -> UInt8[Tensor, "*B h w c"]:
+        """The expected image. No gradient passes."""
+
+
+class Storing(ABC):
+    """Capability: latents can be kept in the replay and start a training sequence (DreamerV3's replay context)."""
+
+    packed_bytes: int
+
+    @abstractmethod
+    def pack(self, latent: Latent) -> UInt8[Tensor, "*B L"]:
+        """An opaque, compact form of a latent."""
+
+    @abstractmethod
+    def unpack(self, packed: UInt8[Tensor, "*B L"]) -> Latent:
+        """Undo ``pack``, up to the precision it keeps."""
+
+
+class Ensembled(ABC):
+    """Capability: several dynamics members over one representation."""
+
+    num_members: int
+
+    @abstractmethod
+    def imagine_member(
+        self, latent: Latent, action: Float[Tensor, "B A"], member: int, generator: Generator | None = None
+    ) -> Latent:
+        """One prior step by one member."""
+
+    @abstractmethod
+    def disagreement(self, latent: Latent, action: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+        """How far the members' predictions are apart; the model's docstring gives the unit."""
