@@ -16,7 +16,7 @@ def ensure_torchvision() -> None:
     """Import torchvision, declaring its missing operators first if that is what the import fails on."""
     global _library
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except ModuleNotFoundError:
         return
     except RuntimeError as error:

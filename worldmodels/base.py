@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Generator, Tensor, nn
 

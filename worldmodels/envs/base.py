@@ -4,11 +4,43 @@
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from worldmodels.base import Spaces
+
+QUALITIES = ("auto", "full", "fast", "lean")
+FLOORS = ("classic", "native")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """How a task is shown and paced; the values are in ``configs/tasks``."""
+
+    size: int
+    """Height and width of the images, in pixels."""
+    action_repeat: int
+    """Control steps of the simulator that one action lasts."""
+    quality: str
+    """DM Control's rendering: full (its own defaults), fast, lean, or auto: full on a GPU, fast in software."""
+    camera: int | None
+    """DM Control's camera, None for the one that is usual for the domain."""
+    time_limit: int | None
+    """Cut episodes after so many env steps; None leaves the task's own limit, which holds in any case."""
+    floor: str
+    """DM Control's chequered floors: classic (as before MuJoCo 3.12, as in published work) or native."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "action_repeat", "time_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"env.{name} must be at least 1, not {value}")
+        if self.quality not in QUALITIES:
+            raise ValueError(f"env.quality must be one of {', '.join(QUALITIES)}, not {self.quality!r}")
+        if self.floor not in FLOORS:
+            raise ValueError(f"env.floor must be one of {', '.join(FLOORS)}, not {self.floor!r}")
 
 
 class Step(NamedTuple):
@@ -36,7 +68,10 @@ class Env(ABC):
 
     @abstractmethod
     def step(self, action: np.ndarray) -> Step:
-        """Act: float32 [A], continuous in [-1, 1] (clipped here) or one-hot. An error after is_last: reset first."""
+        """Act: float32 [A], continuous in [-1, 1] (clipped here) or one-hot.
+
+        Raises ``ValueError`` after is_last (reset first) and for an action that is none.
+        """
 
     @abstractmethod
     def get_state(self) -> dict[str, Any]:
@@ -49,5 +84,36 @@ class Env(ABC):
     def set_state(self, state: dict[str, Any]) -> Step:
         """Go to a state from ``get_state``; returns the step as it arrived there."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Free what the simulator holds."""
+
+
+def checked_action(action: np.ndarray, spaces: Spaces) -> np.ndarray:
+    """The action as float64 [A]: clipped to [-1, 1] if continuous, found to be one-hot if discrete."""
+    action = np.asarray(action, np.float64)
+    if action.shape != (spaces.action_dim,):
+        raise ValueError(f"an action here has shape ({spaces.action_dim},), not {action.shape}")
+    if not np.isfinite(action).all():
+        raise ValueError(f"the action is not finite: {action}")
+    if not spaces.discrete:
+        return action.clip(-1, 1)
+    if np.count_nonzero(action) != 1 or action.max() != 1:
+        raise ValueError(f"a discrete action is one-hot, not {action}")
+    return action
+
+
+def arrived(step: Step) -> dict[str, Any]:
+    """The part of a step that a state must remember: all but the image, as plain numbers."""
+    return {
+        "reward": float(step.reward),
+        "is_first": bool(step.is_first),
+        "is_last": bool(step.is_last),
+        "is_terminal": bool(step.is_terminal),
+        "env_steps": int(step.env_steps),
+    }
+
+
+def check_state(state: dict[str, Any], task: str) -> None:
+    """Refuse a state of another task."""
+    if state.get("task") != task:
+        raise ValueError(f"this is a state of {state.get('task')!r}, and the environment is {task!r}")

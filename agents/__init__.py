@@ -1,0 +1,1 @@
+"""Behaviours: what to do, given a latent world."""

@@ -1,0 +1,75 @@
+"""The contract that every agent fulfils: it sees latents through a world model's features, never pixels."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from worldmodels.base import Latent, Losses, Sequence, WorldModel
+
+
+class NoCarry(NamedTuple):
+    """The carry of an agent that remembers nothing between steps."""
+
+
+Carry = Any  # an agent's own NamedTuple of tensors with a leading batch dimension: nothing, a plan, a tree
+
+
+class Agent(nn.Module, ABC):
+    """What should I do? State is passed: carries and generators are arguments and results."""
+
+    needs: ClassVar[tuple[type, ...]] = ()
+    """The capabilities (``worldmodels.base``) that the agent requires of a world model."""
+
+    scales: dict[str, float]
+    """Weight of every term that ``loss`` returns."""
+
+    def __init__(self, model: WorldModel):
+        super().__init__()
+        for capability in self.needs:
+            if not isinstance(model, capability):
+                raise ValueError(
+                    f"{type(self).__name__} needs a world model that is {capability.__name__}; "
+                    f"{type(model).__name__} is not: choose another --world-model"
+                )
+        self.spaces = model.spaces
+
+    def initial(self, batch: int) -> Carry:
+        """The carry at the beginning of an episode."""
+        return NoCarry()
+
+    @abstractmethod
+    def act(
+        self, model: WorldModel, latent: Latent, carry: Carry, *, explore: bool, generator: Generator | None
+    ) -> tuple[Float[Tensor, "B A"], Carry]:
+        """The action to take in each latent: in [-1, 1], or one-hot."""
+
+    @abstractmethod
+    def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
+        """Loss terms from a posterior ``[B, T]`` that still has its graph; the agent says where it detaches."""
+
+    def after_update(self, updates: int) -> None:
+        """Called after each optimiser step with the count of updates so far; target networks move here."""
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Gradients pass through these modules, never into their parameters."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """``target <- rate * source + (1 - rate) * target`` for every parameter; a copy when rate is 1."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)

@@ -1,0 +1,1 @@
+"""When to learn, and from which data."""

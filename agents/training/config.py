@@ -1,0 +1,297 @@
+"""What a run is made of, and how files, presets and overrides become one ``RunConfig``.
+
+Values lie in ``configs/``, one YAML for each name a user can write; types lie beside the code they configure, as
+``Config`` in ``agents/<type>.py`` and ``worldmodels/<type>.py``. There is no registry: a file is the registration.
+"""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from agents.training.optim import OptimizerConfig
+from worldmodels.strict import ConfigError, did_you_mean, from_dict, join, read_yaml, show, to_dict, write_yaml
+from worldmodels.envs import EnvConfig
+
+SECTIONS = ("env", "collect", "replay", "optimizers", "training")
+MODULE = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def at_least(config: Any, least: float, *names: str) -> None:
+    """Check fields of a config; the error begins with the field's name, from which ``from_dict`` makes its path."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+def above(config: Any, bound: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= bound:
+            raise ValueError(f"{name} must be more than {bound}, got {getattr(config, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """How experience is gathered."""
+
+    num_envs: int  # environments that act at the same time
+    workers: Literal["serial", "process"]  # in this process, or one process for each environment
+    prefill: int  # env_steps with random actions before the first update
+    worker_timeout_s: float  # how long one step of an environment may take before its worker is given up
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "num_envs")
+        at_least(self, 0, "prefill")
+        above(self, 0, "worker_timeout_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """What is remembered, and how much of it is learned from at once."""
+
+    capacity: int  # steps kept in memory; the oldest go first
+    batch: int  # sequences in one update
+    length: int  # steps in one sequence
+    latents: bool  # keep latents with the steps and start sequences from them (DreamerV3's replay context)
+    newest: int  # sequences of each batch that are the newest ones not yet seen
+    device: Literal["auto", "cpu", "cuda"]  # where images are kept; auto: with the model if they fit
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch", "length")
+        at_least(self, 0, "newest")
+        at_least(self, self.length, "capacity")
+        if self.newest > self.batch:
+            raise ValueError(f"newest must be at most batch ({self.batch}), got {self.newest}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how often, how fast."""
+
+    env_steps: int  # simulator control steps in all, prefill and action repeats included; 0: learn from data alone
+    updates_per_env_step: float  # learner updates for each env_step after the prefill
+    pretrain_updates: int  # updates after the prefill before acting goes on
+    offline_updates: int  # updates on data alone, before the first env_step
+    precision: Literal["fp32", "bf16"]  # of the networks; losses and distributions are always fp32
+    compile: bool  # torch.compile the model's and the agent's functions
+    threads: int  # CPU threads of the learner; 0: all
+    device: Literal["auto", "cpu", "cuda"]  # where the networks are
+    block_env_steps: int  # env_steps collected and learned from as one Lightning epoch; saving happens between two
+    eval_every: int  # env_steps between evaluations; 0: none
+    eval_episodes: int  # episodes of one evaluation
+    video_every: int  # env_steps between videos of acting and imagining; 0: none
+    log_every_s: float  # seconds between lines in metrics.jsonl
+    checkpoint_every_s: float  # seconds between checkpoints
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "env_steps", "updates_per_env_step", "pretrain_updates", "offline_updates", "threads")
+        at_least(self, 0, "eval_every", "video_every", "log_every_s", "checkpoint_every_s")
+        at_least(self, 1, "eval_episodes", "block_env_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run, resolved. ``config.yaml`` of a run holds exactly this."""
+
+    agent_name: str
+    agent_type: str
+    world_model_name: str
+    world_model_type: str
+    task: str
+    preset: tuple[str, ...]
+    seed: int  # of networks, environments, exploration and replay
+    agent: Any  # Config of agents/<agent_type>.py
+    world_model: Any  # Config of worldmodels/<world_model_type>.py
+    env: EnvConfig
+    collect: CollectConfig
+    replay: ReplayConfig
+    optimizers: dict[str, OptimizerConfig]
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed")
+
+
+class Entry(NamedTuple):
+    """One agent or world model by name: what its YAML says."""
+
+    name: str
+    type: str
+    values: dict[str, Any]  # config, and sections of the run that it sets
+    presets: dict[str, Any]  # by preset, mappings like ``values``
+    source: str
+    world_model: str = ""  # an agent's default one
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Where names are looked up: values in a folder of ``configs``, types in the package of the same kind."""
+
+    values: Traversable
+    packages: Mapping[str, str]
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        found = self.values.joinpath(kind).iterdir()
+        return tuple(sorted(file.name.removesuffix(".yaml") for file in found if file.name.endswith(".yaml")))
+
+    def check(self, kind: str, what: str, name: str) -> None:
+        """Raises ``ConfigError`` where no file has this name."""
+        if name not in self.names(kind):
+            raise ConfigError(f"unknown {what} {name!r}. {did_you_mean(name, self.names(kind))}")
+
+    def read(self, *path: str) -> tuple[dict[str, Any], str]:
+        """The values of one file of ``configs``, and what errors call it."""
+        name = "/".join(("configs", *path)) + ".yaml"
+        file = self.values
+        for part in (*path[:-1], f"{path[-1]}.yaml"):  # one by one: a namespace package joins no more at once
+            file = file.joinpath(part)
+        return read_yaml(file, name), name
+
+    def entry(self, kind: str, name: str) -> Entry:
+        self.check(kind, {"agents": "agent", "worldmodels": "world model"}[kind], name)
+        data, source = self.read(kind, name)
+        own = {"agents": ("type", "world_model"), "worldmodels": ("type",)}[kind]
+        allow(data, (*own, "config", "presets", *SECTIONS), source)
+        for key in own:
+            if not isinstance(data.get(key), str):
+                raise ConfigError(f"{source}: {key}: expected a name, got {show(data.get(key))}")
+        presets = data.pop("presets", {})
+        for values in (presets, *(presets.values() if isinstance(presets, dict) else ())):
+            if not isinstance(values, dict):
+                raise ConfigError(f"{source}: presets: expected a mapping of mappings, got {show(values)}")
+        for preset, values in presets.items():
+            allow(values, ("config", *SECTIONS), f"{source}: presets.{preset}")
+        values = {key: value for key, value in data.items() if key not in own}
+        return Entry(name, data["type"], values, presets, source, data.get("world_model", ""))
+
+    def config_class(self, kind: str, name: str, source: str) -> type:
+        """``Config`` of one module of the package of this kind. A name of a file there, never an import path."""
+        package = self.packages[kind]
+        found = pkgutil.iter_modules(importlib.import_module(package).__path__)
+        modules = [module.name for module in found if not module.ispkg and MODULE.fullmatch(module.name)]
+        if name not in modules:
+            raise ConfigError(f"{source}: type: no module {name!r} in {package}. {did_you_mean(name, modules)}")
+        config = getattr(importlib.import_module(f"{package}.{name}"), "Config", None)
+        if not isinstance(config, type):
+            raise ConfigError(f"{source}: type: {package}/{name}.py defines no Config")
+        return config
+
+
+def shipped() -> Catalog:
+    """The configs and packages of this project."""
+    return Catalog(files("configs"), {"agents": "agents", "worldmodels": "worldmodels"})
+
+
+def allow(data: Mapping[str, Any], known: Iterable[str], source: str) -> None:
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"{source}: {key}: unknown key. {did_you_mean(key, known)}")
+
+
+class Layers:
+    """Mappings laid one over the other, which remember where each value was written.
+
+    Mappings merge, everything else replaces. A mapping with another ``type`` replaces too: the values of one kind of
+    thing are none of another's.
+    """
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+
+    def add(self, data: Mapping[str, Any], source: str) -> None:
+        self.sources.setdefault("", source)
+        self.data = self._merged(self.data, data, source, "")
+
+    def _merged(self, old: Any, new: Mapping[str, Any], source: str, path: str) -> dict[str, Any]:
+        if not isinstance(old, dict) or ("type" in new and new["type"] != old.get("type")):
+            old = {}
+            below = [known for known in self.sources if known.startswith(f"{path}.")]
+            for known in below:
+                del self.sources[known]
+            self.sources[path] = source
+        merged = dict(old)
+        for key, value in new.items():
+            here = join(path, key)
+            if isinstance(value, Mapping):
+                merged[key] = self._merged(merged.get(key), value, source, here)
+            else:
+                merged[key], self.sources[here] = value, source
+        return merged
+
+
+def compose(
+    catalog: Catalog,
+    *,
+    agent: Entry,
+    world_model: Entry,
+    task: str,
+    presets: tuple[str, ...],
+    files: Iterable[tuple[Mapping[str, Any], str]],
+    overrides: Mapping[str, Any],
+) -> RunConfig:
+    """Everything that has a say, in order; the later one wins. Raises ``ConfigError``.
+
+    ``task`` is a canonical name, ``suite:name``. ``files`` are mappings with what errors call them.
+    """
+    layers = Layers()
+    layers.add(*catalog.read("run"))
+    parts = {"world_model": world_model, "agent": agent}
+    for part, entry in parts.items():
+        layers.add(in_run(part, entry.values), entry.source)
+    for name in task.replace("/", "-").split(":", 1):
+        if name in catalog.names("tasks"):
+            data, source = catalog.read("tasks", name)
+            allow(data, SECTIONS, source)
+            layers.add(data, source)
+    for preset in presets:
+        if preset in catalog.names("presets"):
+            data, source = catalog.read("presets", preset)
+            allow(data, SECTIONS, source)
+            layers.add(data, source)
+        for part, entry in parts.items():
+            layers.add(in_run(part, entry.presets.get(preset, {})), f"{entry.source} (preset {preset})")
+    for data, source in files:
+        layers.add(data, source)
+    for name in overrides.get("optimizers", {}):
+        if name not in (known := layers.data["optimizers"] or {}):
+            near = did_you_mean(name, known)
+            raise ConfigError(f"command line: optimizers.{name}: {agent.name} has no such optimizer. {near}")
+    layers.add(overrides, "command line")
+    names = {"agent_name": agent.name, "agent_type": agent.type, "task": task, "preset": list(presets)}
+    layers.add({**names, "world_model_name": world_model.name, "world_model_type": world_model.type}, "command line")
+    return from_layers(layers.data, layers.sources, catalog, agent.source, world_model.source)
+
+
+def in_run(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an agent's or world model's file, under the names that they have in a run."""
+    return {part if key == "config" else key: value for key, value in values.items()}
+
+
+def from_layers(
+    data: Mapping[str, Any], where: str | Mapping[str, str], catalog: Catalog, agent_source: str, model_source: str
+) -> RunConfig:
+    types = {
+        "agent": catalog.config_class("agents", data["agent_type"], agent_source),
+        "world_model": catalog.config_class("worldmodels", data["world_model_type"], model_source),
+    }
+    return from_dict(RunConfig, data, where, types)
+
+
+def load_config(path: Path, catalog: Catalog | None = None) -> RunConfig:
+    """The config of a run from its ``config.yaml``. Raises ``ConfigError``."""
+    data = read_yaml(path, str(path))
+    for key in ("agent_type", "world_model_type"):
+        if not isinstance(data.get(key), str):
+            raise ConfigError(f"{path}: {key}: expected a name, got {show(data.get(key))}; is this the file of a run?")
+    return from_layers(data, str(path), catalog or shipped(), str(path), str(path))
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Complete and resolved, so that ``load_config`` gives an equal one."""
+    write_yaml(to_dict(config), path)

@@ -1,0 +1,145 @@
+"""Play whole episodes with a policy and say what came of it."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agents.base import Agent
+from agents.training.config import RunConfig
+from agents.training.policies import AgentPolicy, Policy, RandomPolicy, ZeroPolicy
+from worldmodels.base import Sequence, Spaces, WorldModel
+from worldmodels.envs import EnvConfig, EnvPool
+
+ENVS_AT_ONCE = 16
+FIRST_SEED = 10_000_000  # of evaluation episodes; seeds of training stay below
+
+
+class Recording(NamedTuple):
+    """One episode, timeline of ``worldmodels.base``; T = actions + 1."""
+
+    obs: np.ndarray  # uint8 [T, h, w, c]
+    action: np.ndarray  # float32 [T, A]; the last one was never taken
+    reward: np.ndarray  # float32 [T]
+    is_terminal: bool
+
+
+class Evaluation(NamedTuple):
+    """Undiscounted returns and lengths (actions) of whole episodes, by seed."""
+
+    returns: list[float]
+    lengths: list[int]
+    recordings: list[Recording]  # of the first few episodes
+
+    def summary(self) -> dict[str, Any]:
+        """Mean, standard deviation over episodes, and every single value."""
+        return {
+            "return_mean": float(np.mean(self.returns)),
+            "return_std": float(np.std(self.returns)),
+            "length_mean": float(np.mean(self.lengths)),
+            "returns": self.returns,
+            "lengths": self.lengths,
+        }
+
+
+def evaluate(
+    task: str,
+    env: EnvConfig,
+    policy: Callable[[int], Policy],
+    seeds: Items[int],
+    *,
+    workers: str = "serial",
+    timeout_s: float = 60.0,
+    record: int = 0,
+) -> Evaluation:
+    """One episode for each seed, many at once; ``policy`` makes one for a given number of environments."""
+    returns, lengths, recordings = [], [], []
+    for begin in range(0, len(seeds), ENVS_AT_ONCE):
+        chunk = seeds[begin : begin + ENVS_AT_ONCE]
+        with EnvPool(task, env, chunk, workers, timeout_s) as pool:
+            for episode in play(pool, policy(len(chunk)), record - len(recordings)):
+                returns.append(float(episode.reward.sum()))
+                lengths.append(len(episode.reward) - 1)
+                if len(recordings) < record:
+                    recordings.append(episode)
+    return Evaluation(returns, lengths, recordings)
+
+
+def evaluation_seeds(config: RunConfig, episodes: int | None = None) -> list[int]:
+    """Seeds of evaluation episodes, the same at every evaluation of a run."""
+    return [FIRST_SEED + i for i in range(episodes or config.training.eval_episodes)]
+
+
+def evaluate_agent(
+    config: RunConfig, model: WorldModel, agent: Agent, *, episodes: int | None = None, record: int = 0
+) -> Evaluation:
+    """The agent at its best: no exploration."""
+    return evaluate(
+        config.task,
+        config.env,
+        lambda batch: AgentPolicy(model, agent, batch, explore=False, seed=FIRST_SEED),
+        evaluation_seeds(config, episodes),
+        workers=config.collect.workers,
+        timeout_s=config.collect.worker_timeout_s,
+        record=record,
+    )
+
+
+def evaluate_baselines(config: RunConfig, spaces: Spaces, *, episodes: int | None = None) -> dict[str, Evaluation]:
+    """Random actions and no actions, on the seeds that an agent is evaluated on."""
+    policies: dict[str, Callable[[int], Policy]] = {
+        "random": lambda batch: RandomPolicy(spaces, FIRST_SEED),
+        "zero": lambda batch: ZeroPolicy(spaces),
+    }
+    seeds, workers, timeout_s = (
+        evaluation_seeds(config, episodes),
+        config.collect.workers,
+        config.collect.worker_timeout_s,
+    )
+    return {
+        name: evaluate(config.task, config.env, policy, seeds, workers=workers, timeout_s=timeout_s)
+        for name, policy in policies.items()
+    }
+
+
+def play(pool: EnvPool, policy: Policy, record: int) -> list[Recording]:
+    """The first episode of every environment; images of the first ``record`` ones only."""
+    rows: list[list[tuple[np.ndarray, np.ndarray, float]]] = [[] for _ in range(pool.num_envs)]
+    terminal = [False] * pool.num_envs
+    going_on = set(range(pool.num_envs))
+    step = pool.reset()
+    while going_on:
+        action = policy(step.obs, step.is_first)
+        for i in sorted(going_on):
+            image = step.obs[i].copy() if i < record else np.empty((0, 0, 0), np.uint8)
+            rows[i].append((image, action[i], float(step.reward[i])))
+            if step.is_last[i]:
+                terminal[i] = bool(step.is_terminal[i])
+                going_on.remove(i)
+        step = pool.step(action)
+    columns = [[np.stack(column) for column in zip(*row, strict=True)] for row in rows]
+    return [
+        Recording(obs, action, reward.astype(np.float32), end)
+        for (obs, action, reward), end in zip(columns, terminal, strict=True)
+    ]
+
+
+def windows(recordings: Items[Recording], spaces: Spaces, length: int) -> Sequence:
+    """The middle ``length`` steps (or as many as the shortest has) of recorded episodes, as a batch to look at."""
+    length = min([length, *(len(r.reward) for r in recordings)])
+    starts = [(len(r.reward) - length) // 2 for r in recordings]
+
+    def cut(field: str) -> torch.Tensor:
+        parts = [getattr(r, field)[s : s + length] for r, s in zip(recordings, starts, strict=True)]
+        return torch.from_numpy(np.stack(parts))
+
+    is_first = torch.zeros(len(recordings), length, dtype=torch.bool)
+    is_last, is_terminal = is_first.clone(), is_first.clone()
+    is_first[:, 0] = True
+    for i, (recording, start) in enumerate(zip(recordings, starts, strict=True)):
+        if start + length == len(recording.reward):
+            is_last[i, -1], is_terminal[i, -1] = True, recording.is_terminal
+    prev_action = torch.zeros(len(recordings), spaces.action_dim)
+    return Sequence(cut("obs"), cut("action"), cut("reward"), is_first, is_last, is_terminal, prev_action)

@@ -1,0 +1,89 @@
+"""Films of what a model imagines and of what a policy dreams, from sequences that really happened."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from agents.base import Agent
+from agents.training.imagined import headline, imagine_open_loop, open_loop_metrics, policy_dream
+from agents.training.video import draw_dream, draw_rollouts, write_json, write_video
+from worldmodels.base import Decoding, Latent, Rewarded, Sequence, WorldModel, map_latent
+
+CONTEXT, HORIZON = 5, 45  # steps seen and imagined (Dreamer V1)
+COLUMNS = 6  # sequences side by side
+
+
+class Film(NamedTuple):
+    """A video, where it lies, and numbers about it for the log."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    path: Path
+    metrics: dict[str, float]
+
+
+def can_film(model: WorldModel) -> bool:
+    """Whether a model draws images and predicts rewards."""
+    return isinstance(model, Decoding) and isinstance(model, Rewarded)
+
+
+def on_device(sequence: Sequence, device: torch.device) -> Sequence:
+    """The same sequence on a device."""
+    return Sequence(*(None if part is None else part.to(device) for part in sequence))
+
+
+def film_imagination(
+    model: WorldModel, sequence: Sequence, context: int, path: Path, *, task: str, env_steps: int, seed: int = 0
+) -> Film:
+    """Truth, reconstruction, imagination, error: a video at ``path`` (.mp4) and a JSON of the same name beside it."""
+    device = next(model.parameters()).device
+    context = min(context, sequence.obs.shape[1] - 1)
+    imagined = imagine_open_loop(model, on_device(sequence, device), context, Generator(device).manual_seed(seed))
+    frames = draw_rollouts(imagined, task=task, env_steps=env_steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(open_loop_metrics(imagined, env_steps), path.with_suffix(".json"))
+    return Film(frames, write_video(frames, path), headline(imagined))
+
+
+def film_dream(
+    model: WorldModel,
+    agent: Agent,
+    sequence: Sequence,
+    context: int,
+    horizon: int,
+    path: Path,
+    *,
+    task: str,
+    env_steps: int,
+    seed: int = 0,
+) -> Film:
+    """The policy's own dream from the end of the context on: a video at ``path`` (.mp4)."""
+    device = next(model.parameters()).device
+    generator = Generator(device).manual_seed(seed)
+    context = min(context, sequence.obs.shape[1])
+    seen = first_steps(on_device(sequence, device), context)
+    with torch.no_grad():
+        latent = map_latent(lambda part: part[:, -1], model.filter(seen, generator))
+    carry = agent.initial(len(seen.reward))
+
+    def act(latent: Latent) -> Tensor:
+        nonlocal carry
+        action, carry = agent.act(model, latent, carry, explore=False, generator=generator)
+        return action
+
+    dream = policy_dream(model, act, latent, horizon, generator)
+    frames = draw_dream(dream, task=task, env_steps=env_steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics = {"dream/reward": float(dream.reward.mean()), "dream/continues": float(dream.continues.mean())}
+    return Film(frames, write_video(frames, path), metrics)
+
+
+def first_steps(sequence: Sequence, count: int) -> Sequence:
+    """The first ``count`` steps of every sequence."""
+    steps: dict[str, Any] = {
+        field: getattr(sequence, field)[:, :count]
+        for field in ("obs", "action", "reward", "is_first", "is_last", "is_terminal")
+    }
+    return sequence._replace(**steps)

@@ -1,0 +1,104 @@
+"""The one place where weights change: one backward, one clip and one step for each optimiser."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from agents.base import Agent
+from agents.training.optim import OptimizerConfig
+from worldmodels.base import Losses, Sequence, Storing, WorldModel
+from worldmodels.replay.memory import Replay, Sample
+
+
+class Learner(L.LightningModule):
+    """A world model and an agent that learn together from replayed sequences.
+
+    ``optimizers`` names what each optimiser trains: ``all``, or parts: ``model`` (the world model) and names of the
+    agent's own submodules, such as ``actor`` and ``critic``. Together they must cover every trainable parameter once.
+    The agent's loss sees the posterior with its graph, and each loss term says itself what it must not reach, so one
+    backward through the sum gives every optimiser its own gradients.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        agent: Agent,
+        optimizers: dict[str, OptimizerConfig],
+        model_scales: dict[str, float],
+        precision: str,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.agent = model, agent
+        self.replay: Replay | None = None  # where latents are written back to; the phase's own
+        self.optimizer_configs = optimizers
+        self.model_scales = model_scales
+        self.autocast_enabled = precision == "bf16"
+        self.updates = 0
+        self.metrics: dict[str, Tensor] = {}
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        groups = parameter_groups(self.model, self.agent, list(self.optimizer_configs))
+        return [config.build(groups[name]) for name, config in self.optimizer_configs.items()]
+
+    def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
+        # the index stays on the CPU, where the replay needs it
+        sequence = Sequence(*(None if part is None else part.to(device, non_blocking=True) for part in batch.sequence))
+        return Sample(sequence, batch.index)
+
+    def training_step(self, sample: Sample, _: int) -> None:
+        # own autocast: Lightning's forbids the cache of cast weights, and the RSSM would cast them at every time step
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_enabled):
+            latent, model_losses = self.model.loss(sample.sequence)
+            agent_losses = self.agent.loss(self.model, latent, sample.sequence)
+        total = weighted(model_losses, self.model_scales, "world model")
+        total = total + weighted(agent_losses, self.agent.scales, "agent")
+        optimizers: list[Any] = self.optimizers()  # pyright: ignore[reportAssignmentType]
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(total)
+        metrics = {"total": total.detach()}
+        for (name, config), optimizer in zip(self.optimizer_configs.items(), optimizers, strict=True):
+            group = optimizer.param_groups[0]
+            metrics[f"gradient_norm/{name}"] = config.clip_gradients(group["params"])
+            group["lr"] = config.lr * min(1.0, (self.updates + 1) / max(1, config.warmup))
+            optimizer.step()
+        self.updates += 1
+        self.agent.after_update(self.updates)
+        if isinstance(self.model, Storing) and self.replay is not None and self.replay.packed_bytes:
+            self.replay.write_back(sample.index, self.model.pack(latent))
+        for room, losses in (("model", model_losses), ("agent", agent_losses)):
+            for part in losses:
+                metrics |= {f"{room}/{name}": value.detach() for name, value in part.items()}
+        self.metrics = metrics
+
+
+def weighted(losses: Losses, scales: dict[str, float], room: str) -> Tensor:
+    """The sum of all terms times their scales; both must name exactly the same terms."""
+    if losses.terms.keys() != scales.keys():
+        missing, unknown = sorted(losses.terms.keys() - scales), sorted(scales.keys() - losses.terms)
+        raise ValueError(f"the {room}'s scales lack {missing} and have no use for {unknown}: correct its YAML")
+    return sum((scales[name] * term for name, term in losses.terms.items()), torch.zeros(()).to(_device(losses)))
+
+
+def _device(losses: Losses) -> torch.device:
+    return next(iter(losses.terms.values()), torch.zeros(())).device
+
+
+def parameter_groups(model: WorldModel, agent: Agent, names: list[str]) -> dict[str, list[Tensor]]:
+    """The trainable parameters that each optimiser of these names has; together all, each once."""
+    everything = [p for module in (model, agent) for p in module.parameters() if p.requires_grad]
+    if names == ["all"]:
+        return {"all": everything}
+    parts = {"model": model} | dict(agent.named_children())
+    groups = {}
+    for name in names:
+        if name not in parts:
+            raise ValueError(f"no part {name!r} for an optimiser: there are {sorted(parts)}, or 'all' by itself")
+        groups[name] = [p for p in parts[name].parameters() if p.requires_grad]
+    if sum(map(len, groups.values())) != len(everything):
+        raise ValueError(f"the optimisers {names} leave parameters untrained: there are {sorted(parts)}, or 'all'")
+    return groups

@@ -1,0 +1,1 @@
+"""Values, no code. This file only lets the folder be found once it is installed."""

@@ -1,0 +1,135 @@
+"""Latents to pixels. Each decoder gives images as float ``[N, h, w, c]``, 0 for black and 1 for white."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from worldmodels.encoders import ChannelNorm, conv, patch_seed, to_float
+from worldmodels.layers import ACTIVATIONS, MLP, Activation, BlockLinear, RMSNorm, initialise, linear
+
+
+def image_loss(prediction: Float[Tensor, "*B h w c"], image: UInt8[Tensor, "*B h w c"]) -> Float[Tensor, "*B"]:
+    """Squared error summed over the pixels of an image scaled to [0, 1]."""
+    return ((prediction.float() - to_float(image)) ** 2).sum((-3, -2, -1))
+
+
+def to_image(prediction: Float[Tensor, "*B h w c"]) -> UInt8[Tensor, "*B h w c"]:
+    """[0, 1] to 0..255, clamped and rounded."""
+    return (prediction.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsampleDecoder:
+    """DreamerV3: a 4x4 seed from deter (block-diagonal) and stoch (MLP), then nearest x2 and convolution 5x5."""
+
+    type: Literal["upsample"]
+    depth: int
+    mults: tuple[int, ...]  # channels of the encoder's stages, times depth; walked backwards
+    units: int
+    blocks: int
+
+    def build(self, image: tuple[int, int, int], deter: int, stoch: int) -> "UpsampleConv":
+        return UpsampleConv(self, image, deter, stoch)
+
+
+class UpsampleConv(nn.Module):
+    def __init__(self, config: UpsampleDecoder, image: tuple[int, int, int], deter: int, stoch: int):
+        super().__init__()
+        height, width, channels = image
+        stages = len(config.mults)
+        self.seed = (height >> stages, width >> stages)
+        sizes = [config.depth * m for m in reversed(config.mults)]
+        flat = self.seed[0] * self.seed[1] * sizes[0]
+        self.from_deter = BlockLinear(deter, flat, config.blocks)
+        self.from_stoch = MLP(stoch, 2 * config.units, 1, flat)
+        self.seed_norm = RMSNorm(sizes[0])
+        self.convs = nn.ModuleList(conv(a, b, 5) for a, b in zip(sizes, [*sizes[1:], channels], strict=True))
+        self.norms = nn.ModuleList(ChannelNorm(b) for b in sizes[1:])
+
+    def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
+        blocks = self.from_deter.weight.shape[0]
+        # each block of deter fills its own channels, at every pixel of the seed
+        x = rearrange(
+            self.from_deter(deter), "n (g h w c) -> n h w (g c)", g=blocks, h=self.seed[0], w=self.seed[1]
+        ) + self.from_stoch(stoch).unflatten(-1, (*self.seed, -1))
+        x = F.silu(self.seed_norm(x)).permute(0, 3, 1, 2)
+        for layer, norm in zip(self.convs[:-1], self.norms, strict=True):  # pyright: ignore[reportArgumentType]
+            x = F.silu(norm(layer(F.interpolate(x, scale_factor=2, mode="nearest"))))
+        x = self.convs[-1](F.interpolate(x, scale_factor=2, mode="nearest"))
+        return torch.sigmoid(x.float()).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransposedDecoder:
+    """World Models, PlaNet, Dreamer V1 and V2: a linear layer, then transposed convolutions 5, 5, 6, 6 of stride 2."""
+
+    type: Literal["transposed"]
+    depth: int
+    activation: Activation
+
+    def build(self, image: tuple[int, int, int], deter: int, stoch: int) -> "TransposedConv":
+        return TransposedConv(self, image, deter, stoch)
+
+
+class TransposedConv(nn.Module):
+    def __init__(self, config: TransposedDecoder, image: tuple[int, int, int], deter: int, stoch: int):
+        super().__init__()
+        if image[:2] != (64, 64):
+            raise ValueError(f"the transposed decoder draws 64x64 images, not {image[0]}x{image[1]}: --env.size 64")
+        self.seed = linear(deter + stoch, 32 * config.depth)
+        sizes = [32 * config.depth, 4 * config.depth, 2 * config.depth, config.depth, image[2]]
+        self.convs = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, k, stride=2) for a, b, k in zip(sizes, sizes[1:], (5, 5, 6, 6), strict=False)
+        )
+        for layer in self.convs:
+            initialise(layer.weight.data, layer.weight.shape[0] * layer.weight.shape[2] ** 2)
+            nn.init.zeros_(layer.bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
+        x = self.seed(torch.cat([deter, stoch], -1))[..., None, None]
+        for layer in self.convs[:-1]:
+            x = self.activation(layer(x))
+        return self.convs[-1](x).permute(0, 2, 3, 1) + 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchDecoder:
+    """Made for CPUs, in no paper: a small seed, convolutions 3x3 with a pixel shuffle, patches of pixels at the end."""
+
+    type: Literal["patch"]
+    patch: int
+    depth: int
+    mults: tuple[int, ...]  # channels of the encoder's stages, times depth; walked backwards
+
+    def build(self, image: tuple[int, int, int], deter: int, stoch: int) -> "PatchDeconv":
+        return PatchDeconv(self, image, deter, stoch)
+
+
+class PatchDeconv(nn.Module):
+    def __init__(self, config: PatchDecoder, image: tuple[int, int, int], deter: int, stoch: int):
+        super().__init__()
+        self.patch, self.seed_size = config.patch, patch_seed(image, config.patch, len(config.mults))
+        sizes = [config.depth * m for m in reversed(config.mults)]
+        self.seed = linear(deter + stoch, self.seed_size[0] * self.seed_size[1] * sizes[0])
+        self.seed_norm = RMSNorm(sizes[0])
+        self.convs = nn.ModuleList(conv(a, 4 * b, 3) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.norms = nn.ModuleList(ChannelNorm(b) for b in sizes[1:])
+        self.output = conv(sizes[-1], image[2] * config.patch**2, 3)
+
+    def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
+        x = self.seed(torch.cat([deter, stoch], -1)).unflatten(-1, (*self.seed_size, -1))
+        x = F.silu(self.seed_norm(x)).permute(0, 3, 1, 2)
+        for layer, norm in zip(self.convs, self.norms, strict=True):
+            shuffled = rearrange(layer(x), "n (p q c) h w -> n (h p) (w q) c", p=2, q=2).permute(0, 3, 1, 2)
+            x = F.silu(norm(shuffled))
+        x = torch.sigmoid(self.output(x).float())
+        return rearrange(x, "n (p q c) h w -> n (h p) (w q) c", p=self.patch, q=self.patch)
+
+
+Decoder = UpsampleDecoder | TransposedDecoder | PatchDecoder

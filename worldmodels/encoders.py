@@ -1,0 +1,149 @@
+"""Pixels to vectors. The only place where uint8 becomes float.
+
+Images arrive channels-last, ``[N, h, w, c]`` uint8; seen as ``[N, c, h, w]`` that is PyTorch's ``channels_last``
+memory format, so no copy is made and convolutions run in their fast layout.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from worldmodels.layers import ACTIVATIONS, Activation, RMSNorm, initialise
+
+
+def to_float(image: UInt8[Tensor, "*B h w c"]) -> Float[Tensor, "*B h w c"]:
+    """0..255 to [0, 1]."""
+    return image.float() / 255
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
+    """A convolution initialised as in DreamerV3; ``padding`` None keeps the size (before the stride)."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 if padding is None else padding)
+    initialise(layer.weight.data, inputs * kernel**2)
+    nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+    return layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+class ChannelNorm(nn.Module):
+    """RMS normalisation over channels of ``[N, c, h, w]``; on channels_last memory that is the contiguous axis."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = RMSNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolEncoder:
+    """DreamerV3: stages of convolution 5x5, 2x2 max-pool, RMSNorm, SiLU down to 4 pixels."""
+
+    type: Literal["pool"]
+    depth: int
+    mults: tuple[int, ...]  # channels of each stage, times depth
+
+    def build(self, image: tuple[int, int, int]) -> "PoolConv":
+        return PoolConv(self, image)
+
+
+class PoolConv(nn.Module):
+    def __init__(self, config: PoolEncoder, image: tuple[int, int, int]):
+        super().__init__()
+        height, width, channels = image
+        stages = len(config.mults)
+        if height % 2**stages or width % 2**stages:
+            raise ValueError(
+                f"an encoder of {stages} halvings needs an image size divisible by {2**stages}, not {image}"
+            )
+        sizes = [channels] + [config.depth * m for m in config.mults]
+        self.convs = nn.ModuleList(conv(a, b, 5) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.norms = nn.ModuleList(ChannelNorm(b) for b in sizes[1:])
+        self.size = sizes[-1] * (height >> stages) * (width >> stages)
+
+    def forward(self, image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
+        x = (to_float(image) - 0.5).permute(0, 3, 1, 2)
+        for layer, norm in zip(self.convs, self.norms, strict=True):
+            x = F.silu(norm(F.max_pool2d(layer(x), 2)))
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrideEncoder:
+    """World Models, PlaNet, Dreamer V1 and V2: four convolutions 4x4 of stride 2, 64 pixels to 2."""
+
+    type: Literal["stride"]
+    depth: int  # channels are depth times 1, 2, 4, 8
+    activation: Activation
+
+    def build(self, image: tuple[int, int, int]) -> "StrideConv":
+        return StrideConv(self, image)
+
+
+class StrideConv(nn.Module):
+    def __init__(self, config: StrideEncoder, image: tuple[int, int, int]):
+        super().__init__()
+        if image[:2] != (64, 64):
+            raise ValueError(f"the stride encoder is made for 64x64 images, not {image[0]}x{image[1]}: --env.size 64")
+        sizes = [image[2]] + [config.depth * m for m in (1, 2, 4, 8)]
+        self.convs = nn.ModuleList(conv(a, b, 4, stride=2, padding=0) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.activation = ACTIVATIONS[config.activation]
+        self.size = sizes[-1] * 4
+
+    def forward(self, image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
+        x = (to_float(image) - 0.5).permute(0, 3, 1, 2)
+        for layer in self.convs:
+            x = self.activation(layer(x))
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchEncoder:
+    """Made for CPUs, in no paper: patches become channels, then 3x3 convolutions, each after the first of stride 2.
+
+    Full-resolution feature maps, which take most of the time of the published encoders on a CPU, never exist.
+    """
+
+    type: Literal["patch"]
+    patch: int  # side of a patch in pixels
+    depth: int
+    mults: tuple[int, ...]  # channels of each stage, times depth
+
+    def build(self, image: tuple[int, int, int]) -> "PatchConv":
+        return PatchConv(self, image)
+
+
+def patch_seed(image: tuple[int, int, int], patch: int, stages: int) -> tuple[int, int]:
+    """Height and width left of an image after cutting it into patches and halving it ``stages - 1`` times."""
+    factor = patch * 2 ** (stages - 1)
+    if image[0] % factor or image[1] % factor:
+        raise ValueError(f"patches of {patch} and {stages} stages need an image divisible by {factor}, not {image}")
+    return image[0] // factor, image[1] // factor
+
+
+class PatchConv(nn.Module):
+    def __init__(self, config: PatchEncoder, image: tuple[int, int, int]):
+        super().__init__()
+        height, width = patch_seed(image, config.patch, len(config.mults))
+        self.patch = config.patch
+        sizes = [image[2] * config.patch**2] + [config.depth * m for m in config.mults]
+        self.convs = nn.ModuleList(
+            conv(a, b, 3, stride=2 if i else 1) for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
+        )
+        self.norms = nn.ModuleList(ChannelNorm(size) for size in sizes[1:])
+        self.size = sizes[-1] * height * width
+
+    def forward(self, image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
+        patches = rearrange(image, "n (h p) (w q) c -> n h w (p q c)", p=self.patch, q=self.patch)
+        x = (to_float(patches) - 0.5).permute(0, 3, 1, 2)
+        for layer, norm in zip(self.convs, self.norms, strict=True):
+            x = F.silu(norm(layer(x)))
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+Encoder = PoolEncoder | StrideEncoder | PatchEncoder

@@ -1,0 +1,94 @@
+"""Layers that several networks share: normalisation, block-diagonal and plain linear layers, MLPs."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Activation = Literal["silu", "elu", "relu"]
+Norm = Literal["rms", "layer", "none"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
+
+
+def initialise(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """Truncated normal of standard deviation ``scale / sqrt(fan_in)``, cut at two of the untruncated ones (DreamerV3).
+
+    1.1368 restores the deviation that the cut takes away.
+    """
+    std = scale * 1.1368 / math.sqrt(fan_in)
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std) if std > 0 else nn.init.zeros_(weight)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation of the last axis with eps 1e-4, in the dtype of the input (DreamerV3)."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # float32 inside whatever the input is: the fused kernel wants one dtype for input and weight
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, 1e-4).to(x.dtype)
+
+
+def make_norm(kind: Norm, size: int) -> nn.Module:
+    """A normalisation of the last axis."""
+    return {"rms": RMSNorm, "layer": lambda n: nn.LayerNorm(n, eps=1e-3), "none": lambda _: nn.Identity()}[kind](size)
+
+
+def linear(inputs: int, outputs: int, scale: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A linear layer initialised as in DreamerV3; ``scale`` 0 gives zeros."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    initialise(layer.weight.data, inputs, scale)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class BlockLinear(nn.Module):
+    """A linear layer whose weight is block-diagonal: block i of the output sees block i of the input only."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, fan_in: int | None = None):
+        super().__init__()
+        if inputs % blocks or outputs % blocks:
+            raise ValueError(f"{blocks} blocks divide neither or only one of {inputs} inputs and {outputs} outputs")
+        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        initialise(self.weight.data, fan_in or inputs // blocks)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        blocks, inputs, _ = self.weight.shape
+        out = torch.bmm(x.reshape(-1, blocks, inputs).transpose(0, 1), self.weight)  # [blocks, N, outputs]
+        return out.transpose(0, 1).reshape(*x.shape[:-1], -1) + self.bias.to(out.dtype)
+
+
+class MLP(nn.Module):
+    """``layers`` times linear, norm, activation; then a linear output if ``outputs`` is not 0."""
+
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        layers: int,
+        outputs: int = 0,
+        *,
+        norm: Norm = "rms",
+        activation: Activation = "silu",
+        output_scale: float = 1.0,
+    ):
+        super().__init__()
+        sizes = [inputs] + [units] * layers
+        self.layers = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.norms = nn.ModuleList(make_norm(norm, units) for _ in range(layers))
+        self.activation = ACTIVATIONS[activation]
+        self.output = linear(sizes[-1], outputs, output_scale) if outputs else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = self.activation(norm(layer(x)))
+        return self.output(x)

@@ -1,0 +1,216 @@
+"""Recurrent state-space model: a memory (deter) and a stochastic latent (stoch), learned from pixels.
+
+Papers: PlaNet (Hafner et al., 2019, arXiv 1811.04551), Dreamer V1 (1912.01603), V2 (2010.02193), V3 (2301.04104 v2,
+Nature 2025), R2-Dreamer (2603.18202). Which of them it is, is composition: cell, latent, encoder, decoder, objective.
+
+    deter_t = cell(deter_{t-1}, stoch_{t-1}, action_{t-1})
+    prior:      stoch_t ~ p(. | deter_t)
+    posterior:  stoch_t ~ q(. | deter_t, encoder(obs_t))
+
+Loss terms: ``dyn`` = KL(sg(posterior) || prior) and ``rep`` = KL(posterior || sg(prior)), each floored at the free
+nats; ``reward``, ``continue``; and those of the objective. The scales tell the papers apart: 1 and 0.1 in V3, 0.8 and
+0.2 in V2; 1 and 1 give the gradient of the one KL of PlaNet and V1.
+
+Deviations. The continue head learns the probability that an episode goes on, without the discount that V3 folds in;
+agents multiply by their own. It is always there (V1 and V2 leave it out on the DM Control suite, where it learns 1).
+The input layer of the block GRU is kept as two tensors (``cells.BlockGRU``), which only adaptive clipping can tell.
+
+Metrics: ``kl`` (nats, before the floor), ``prior_entropy``, ``posterior_entropy`` (nats).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Generator, Tensor, nn
+
+from worldmodels.base import Decoding, Losses, Rewarded, Sequence, Spaces, Storing, WorldModel
+from worldmodels.cells import Cell
+from worldmodels.decoders import Decoder, to_image
+from worldmodels.encoders import Encoder
+from worldmodels.heads import HeadConfig
+from worldmodels.latents import Categorical, Gaussian
+from worldmodels.layers import ACTIVATIONS, MLP, Activation, Norm, linear, make_norm
+from worldmodels.objectives import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    cell: Cell
+    latent: Categorical | Gaussian
+    encoder: Encoder
+    decoder: Decoder
+    objective: Objective
+    units: int  # hidden size of prior and posterior networks
+    prior_layers: int
+    norm: Norm  # of prior and posterior networks
+    activation: Activation
+    reward: HeadConfig
+    continues: HeadConfig
+    free_nats: float
+    free_nats_after_mean: bool  # floor the mean over the batch (V1, V2) rather than each step (V3)
+    scales: dict[str, float]  # weight of every loss term
+
+    def build(self, spaces: Spaces) -> "RSSM":
+        return RSSM(self, spaces)
+
+
+class RSSMLatent(NamedTuple):
+    """``deter`` float32, ``stoch`` float32 and flat; leading dimensions as the caller has them."""
+
+    deter: Float[Tensor, "*B D"]
+    stoch: Float[Tensor, "*B Z"]
+
+
+class Posterior(nn.Module):
+    """One hidden layer on [deter, embedding]; the embedding's share is computed for all steps at once."""
+
+    def __init__(self, deter: int, embedding: int, config: Config):
+        super().__init__()
+        fan_in = deter + embedding
+        self.from_deter = linear(deter, config.units, scale=(deter / fan_in) ** 0.5)
+        self.from_obs = linear(embedding, config.units, scale=(embedding / fan_in) ** 0.5, bias=False)
+        self.norm = make_norm(config.norm, config.units)
+        self.act = ACTIVATIONS[config.activation]
+        self.output = linear(config.units, config.latent.stats_size)
+
+    def forward(self, deter: Float[Tensor, "N D"], obs: Float[Tensor, "N U"]) -> Float[Tensor, "N S"]:
+        return self.output(self.act(self.norm(self.from_deter(deter) + obs)))
+
+
+class RSSM(WorldModel, Rewarded, Decoding, Storing):
+    """See the card at the top of the file."""
+
+    def __init__(self, config: Config, spaces: Spaces):
+        super().__init__()
+        self.config, self.spaces = config, spaces
+        self.latent = config.latent
+        self.deter_size = config.cell.deter
+        self.feature_dim = self.deter_size + self.latent.size
+        self.packed_bytes = 2 * self.deter_size + self.latent.packed_bytes
+        self.encoder = config.encoder.build(spaces.image)
+        self.cell = config.cell.build(self.latent.size, spaces.action_dim)
+        self.prior = MLP(
+            self.deter_size,
+            config.units,
+            config.prior_layers,
+            self.latent.stats_size,
+            norm=config.norm,
+            activation=config.activation,
+        )
+        self.posterior = Posterior(self.deter_size, self.encoder.size, config)
+        self.decoder = config.decoder.build(spaces.image, self.deter_size, self.latent.size)
+        self.objective = config.objective.build(self.feature_dim, self.encoder.size)
+        self.reward_head = config.reward.build(self.feature_dim)
+        self.continue_head = config.continues.build(self.feature_dim)
+
+    def initial(self, batch: int) -> RSSMLatent:
+        device = self.posterior.output.weight.device
+        return RSSMLatent(
+            torch.zeros(batch, self.deter_size, device=device), torch.zeros(batch, self.latent.size, device=device)
+        )
+
+    def observe(
+        self,
+        latent: RSSMLatent,
+        prev_action: Float[Tensor, "B A"],
+        obs: UInt8[Tensor, "B h w c"],
+        is_first: Bool[Tensor, " B"],
+        generator: Generator | None = None,
+    ) -> RSSMLatent:
+        going_on = (~is_first).unsqueeze(-1).to(latent.deter.dtype)
+        seen = self.posterior.from_obs(self.encoder(obs))
+        action = self.cell.embed_action(prev_action * going_on)
+        return self._observe(latent, action, seen, going_on, generator)[0]
+
+    def _observe(
+        self, latent: RSSMLatent, action: Tensor, seen: Tensor, going_on: Tensor, generator: Generator | None
+    ) -> tuple[RSSMLatent, Tensor]:
+        """One posterior step from embedded action and image; also the posterior's statistics."""
+        deter = self.cell(latent.deter * going_on, latent.stoch * going_on, action)
+        stats = self.posterior(deter, seen)
+        return RSSMLatent(deter, self.latent.sample(stats, generator)), stats
+
+    def imagine(
+        self, latent: RSSMLatent, action: Float[Tensor, "B A"], generator: Generator | None = None
+    ) -> RSSMLatent:
+        deter = self.cell(latent.deter, latent.stoch, self.cell.embed_action(action))
+        return RSSMLatent(deter, self.latent.sample(self.prior(deter), generator))
+
+    def rollout(
+        self, latent: RSSMLatent, actions: Float[Tensor, "B H A"], generator: Generator | None = None
+    ) -> RSSMLatent:
+        latents = []
+        for action in actions.unbind(1):
+            latent = self.imagine(latent, action, generator)
+            latents.append(latent)
+        return RSSMLatent(*(torch.stack(parts, 1) for parts in zip(*latents, strict=True)))
+
+    def features(self, latent: RSSMLatent) -> Float[Tensor, "*B F"]:
+        return torch.cat([latent.deter, latent.stoch], -1)
+
+    def _scan(self, batch: Sequence, generator: Generator | None) -> tuple[RSSMLatent, Tensor, Tensor]:
+        """Posterior ``[B, T]``, its statistics and the embeddings; everything without a past outside the loop."""
+        size, length = batch.reward.shape
+        embedding = self.encoder(batch.obs.flatten(0, 1))
+        seen = self.posterior.from_obs(embedding).unflatten(0, (size, length))
+        going_on = (~batch.is_first).unsqueeze(-1).to(torch.float32)
+        prev_action = torch.cat([batch.prev_action.unsqueeze(1), batch.action[:, :-1]], 1)
+        actions = self.cell.embed_action(prev_action * going_on)
+        latent = self.initial(size) if batch.context is None else self.unpack(batch.context)
+        latents, stats = [], []
+        for t in range(length):
+            latent, stat = self._observe(latent, actions[:, t], seen[:, t], going_on[:, t], generator)
+            latents.append(latent)
+            stats.append(stat)
+        posterior = RSSMLatent(*(torch.stack(parts, 1) for parts in zip(*latents, strict=True)))
+        return posterior, torch.stack(stats, 1), embedding
+
+    def filter(self, batch: Sequence, generator: Generator | None = None) -> RSSMLatent:
+        return self._scan(batch, generator)[0]
+
+    def loss(self, batch: Sequence) -> tuple[RSSMLatent, Losses]:
+        latent, stats, embedding = self._scan(batch, None)
+        prior = self.prior(latent.deter)
+        features = self.features(latent)
+        flat = RSSMLatent(latent.deter.flatten(0, 1), latent.stoch.flatten(0, 1))
+        terms = self.objective(self.decoder, flat, features.flatten(0, 1), embedding, batch.obs.flatten(0, 1))
+        terms["dyn"] = self._floored(self.latent.kl(stats.detach(), prior))
+        terms["rep"] = self._floored(self.latent.kl(stats, prior.detach()))
+        terms["reward"] = self.reward_head(features).loss(batch.reward).mean()
+        terms["continue"] = self.continue_head(features).loss((~batch.is_terminal).float()).mean()
+        with torch.no_grad():
+            metrics = {
+                "kl": self.latent.kl(stats, prior).mean(),
+                "prior_entropy": self.latent.entropy(prior).mean(),
+                "posterior_entropy": self.latent.entropy(stats).mean(),
+            }
+        return latent, Losses(terms, metrics)
+
+    def _floored(self, kl: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Free nats: a KL below them costs the same and has no gradient."""
+        if self.config.free_nats_after_mean:
+            return kl.mean().clamp_min(self.config.free_nats)
+        return kl.clamp_min(self.config.free_nats).mean()
+
+    def reward(self, latent: RSSMLatent) -> Float[Tensor, "*B"]:
+        return self.reward_head(self.features(latent)).mean
+
+    def continues(self, latent: RSSMLatent) -> Float[Tensor, "*B"]:
+        return self.continue_head(self.features(latent)).mean
+
+    @torch.no_grad()
+    def decode(self, latent: RSSMLatent) -> UInt8[Tensor, "*B h w c"]:
+        leading = latent.deter.shape[:-1]
+        drawn = self.decoder(latent.deter.reshape(-1, self.deter_size), latent.stoch.reshape(-1, self.latent.size))
+        return to_image(drawn).unflatten(0, leading)
+
+    def pack(self, latent: RSSMLatent) -> UInt8[Tensor, "*B L"]:
+        """Deter in bfloat16 (8 bits of precision), stoch exactly."""
+        deter = latent.deter.detach().to(torch.bfloat16).contiguous().view(torch.uint8)
+        return torch.cat([deter, self.latent.pack(latent.stoch)], -1)
+
+    def unpack(self, packed: UInt8[Tensor, "*B L"]) -> RSSMLatent:
+        deter, stoch = packed.split([2 * self.deter_size, self.latent.packed_bytes], -1)
+        return RSSMLatent(deter.contiguous().view(torch.bfloat16).float(), self.latent.unpack(stoch))
