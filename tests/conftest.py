@@ -6,12 +6,17 @@ turns that off.
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
+from beartype import BeartypeConf, beartype
 
-jaxtyping.install_import_hook(["worldmodels", "agents"], "beartype.beartype")  # before anything of ours is imported
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
+# Before anything of ours is imported. Not envs: NumPy without axes there, and beartype refuses ``Self`` in methods.
+worlds = [path.stem for path in (Path(__file__).parents[1] / "worldmodels").iterdir() if path.stem != "envs"]
+jaxtyping.install_import_hook(["agents", *(f"worldmodels.{name}" for name in worlds)], f"{__name__}.checked")
 
 import torch  # noqa: E402
 
@@ -95,10 +100,9 @@ def constant_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> None:
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Float64 throughout: what the code raises to float32 is raised to float64, so finite differences are sharp."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
-    worldmodels.distributions._two_hot_bins.cache_clear()
     yield
     torch.set_default_dtype(torch.float32)

@@ -104,7 +104,7 @@ class StrideConv(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class PatchEncoder:
-    """Made for CPUs, in no paper: patches become channels, then 3x3 convolutions, each after the first of stride 2.
+    """Made for CPUs, in no paper: patches embedded one by one (1x1), then 3x3 convolutions of stride 2.
 
     Full-resolution feature maps, which take most of the time of the published encoders on a CPU, never exist.
     """
@@ -126,6 +126,11 @@ def patch_seed(image: tuple[int, int, int], patch: int, stages: int) -> tuple[in
     return image[0] // factor, image[1] // factor
 
 
+def to_patches(image: UInt8[Tensor, "N h w c"], patch: int) -> UInt8[Tensor, "N y x p"]:
+    """Cut into square patches whose pixels become channels; done on bytes, where it is cheap."""
+    return rearrange(image, "n (h p) (w q) c -> n h w (p q c)", p=patch, q=patch)
+
+
 class PatchConv(nn.Module):
     def __init__(self, config: PatchEncoder, image: tuple[int, int, int]):
         super().__init__()
@@ -133,14 +138,14 @@ class PatchConv(nn.Module):
         self.patch = config.patch
         sizes = [image[2] * config.patch**2] + [config.depth * m for m in config.mults]
         self.convs = nn.ModuleList(
-            conv(a, b, 3, stride=2 if i else 1) for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
+            conv(a, b, 3, stride=2) if i else conv(a, b, 1)
+            for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
         )
         self.norms = nn.ModuleList(ChannelNorm(size) for size in sizes[1:])
         self.size = sizes[-1] * height * width
 
     def forward(self, image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
-        patches = rearrange(image, "n (h p) (w q) c -> n h w (p q c)", p=self.patch, q=self.patch)
-        x = (to_float(patches) - 0.5).permute(0, 3, 1, 2)
+        x = (to_float(to_patches(image, self.patch)) - 0.5).permute(0, 3, 1, 2)
         for layer, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(layer(x)))
         return x.permute(0, 2, 3, 1).flatten(1)

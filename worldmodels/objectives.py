@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from worldmodels.decoders import image_loss
 from worldmodels.layers import linear
 
 
@@ -30,9 +29,9 @@ class Reconstruction(nn.Module):
     """Squared error of the decoded image."""
 
     def forward(
-        self, decoder: nn.Module, latent: Any, features: Tensor, embedding: Tensor, image: UInt8[Tensor, "N h w c"]
+        self, decoder: Any, latent: Any, features: Tensor, embedding: Tensor, image: UInt8[Tensor, "N h w c"]
     ) -> dict[str, Tensor]:
-        return {"image": image_loss(decoder(latent.deter, latent.stoch), image).mean()}
+        return {"image": decoder.loss(latent.deter, latent.stoch, image).mean()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +65,14 @@ class Redundancy(nn.Module):
         self.projection = linear(features, embedding, bias=False)
 
     def forward(
-        self, decoder: nn.Module, latent: Any, features: Tensor, embedding: Tensor, image: UInt8[Tensor, "N h w c"]
+        self, decoder: Any, latent: Any, features: Tensor, embedding: Tensor, image: UInt8[Tensor, "N h w c"]
     ) -> dict[str, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
             invariance, redundancy = barlow_loss(
                 self.projection(features.float()), embedding.detach(), self.off_diagonal
             )
-        drawn = decoder(latent.deter.detach(), latent.stoch.detach())
-        return {"barlow": invariance + redundancy, "probe": image_loss(drawn, image).mean()}
+        probe = decoder.loss(latent.deter.detach(), latent.stoch.detach(), image).mean()
+        return {"barlow": invariance + redundancy, "probe": probe}
 
 
 Objective = ReconstructionConfig | RedundancyConfig

@@ -6,6 +6,8 @@ YAML holds values and dataclasses hold the schema. Understood are dataclasses, `
 """
 
 import difflib
+import importlib
+import pkgutil
 import re
 import types as builtin_types
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 import yaml
 
 T = TypeVar("T")
+MODULE = re.compile(r"[a-z][a-z0-9_]*")
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.1 reads 1e5 as text
 
 
@@ -68,6 +71,21 @@ def origin(sources: Mapping[str, str], path: str) -> str:
     while path and path not in sources:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
     return sources.get(path, "")
+
+
+def config_class(package: str, name: str, source: str) -> type:
+    """``Config`` of one module of a package of ours. A name of a file there, never an import path.
+
+    ``source`` is what errors call the file that gave the name. Raises ``ConfigError``.
+    """
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    modules = [module.name for module in found if not module.ispkg and MODULE.fullmatch(module.name)]
+    if name not in modules:
+        raise ConfigError(f"{source}: type: no module {name!r} in {package}. {did_you_mean(name, modules)}")
+    config = getattr(importlib.import_module(f"{package}.{name}"), "Config", None)
+    if not isinstance(config, type):
+        raise ConfigError(f"{source}: type: {package}/{name}.py defines no Config")
+    return config
 
 
 def tags(cls: type) -> tuple[str, ...]:

@@ -4,9 +4,6 @@ Values lie in ``configs/``, one YAML for each name a user can write; types lie b
 ``Config`` in ``agents/<type>.py`` and ``worldmodels/<type>.py``. There is no registry: a file is the registration.
 """
 
-import importlib
-import pkgutil
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,11 +12,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from agents.training.optim import OptimizerConfig
-from worldmodels.strict import ConfigError, did_you_mean, from_dict, join, read_yaml, show, to_dict, write_yaml
 from worldmodels.envs import EnvConfig
+from worldmodels.strict import (
+    ConfigError,
+    config_class,
+    did_you_mean,
+    from_dict,
+    join,
+    read_yaml,
+    show,
+    to_dict,
+    write_yaml,
+)
 
 SECTIONS = ("env", "collect", "replay", "optimizers", "training")
-MODULE = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def at_least(config: Any, least: float, *names: str) -> None:
@@ -170,16 +176,8 @@ class Catalog:
         return Entry(name, data["type"], values, presets, source, data.get("world_model", ""))
 
     def config_class(self, kind: str, name: str, source: str) -> type:
-        """``Config`` of one module of the package of this kind. A name of a file there, never an import path."""
-        package = self.packages[kind]
-        found = pkgutil.iter_modules(importlib.import_module(package).__path__)
-        modules = [module.name for module in found if not module.ispkg and MODULE.fullmatch(module.name)]
-        if name not in modules:
-            raise ConfigError(f"{source}: type: no module {name!r} in {package}. {did_you_mean(name, modules)}")
-        config = getattr(importlib.import_module(f"{package}.{name}"), "Config", None)
-        if not isinstance(config, type):
-            raise ConfigError(f"{source}: type: {package}/{name}.py defines no Config")
-        return config
+        """``Config`` of one module of the package of this kind. Raises ``ConfigError``."""
+        return config_class(self.packages[kind], name, source)
 
 
 def shipped() -> Catalog:

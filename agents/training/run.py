@@ -6,13 +6,14 @@ A run's folder explains itself: ``config.yaml`` (complete), ``fingerprint.json``
 """
 
 import json
+import logging
 import platform
 import random
 import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -22,7 +23,7 @@ from agents.base import Agent
 from agents.training import checkpoint
 from agents.training.cli import Command
 from agents.training.collect import Collector
-from agents.training.config import RunConfig, save_config
+from agents.training.config import RunConfig, load_config, save_config
 from agents.training.learner import Learner
 from agents.training.phases import Offline, Online, Phase
 from agents.training.policies import AgentPolicy
@@ -111,7 +112,7 @@ class Run:
         device = self._replay_device(pool.spaces, capacity)
         packed = self._packed_bytes()
         memory = Replay.bytes_needed(pool.spaces, capacity, packed) / 1e9
-        print(f"replay: {capacity:,} steps, {memory:.2f} GB on {device}".replace(",", " "), file=sys.stderr)
+        print(f"replay: {capacity} steps, {memory:.2f} GB on {device}", file=sys.stderr)
         replay = Replay(pool.spaces, capacity, pool.num_envs, packed, device, config.seed)
         store = EpisodeStore(
             self.folder / "replay",
@@ -253,10 +254,12 @@ def train(command: Command) -> Run:
 def fit(run: Run, phase: Phase, watch: Watch) -> None:
     """Hand one phase to Lightning."""
     watch.phase, run.learner.replay = phase, phase.replay
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # else it lists the devices it does not use
     with warnings.catch_warnings():
         # a stream has neither workers nor a real length, and both are as intended
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*Your `IterableDataset` has `__len__` defined.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on torch 2.13
         trainer = L.Trainer(
             max_epochs=-1,
             accelerator="gpu" if run.device.type == "cuda" else "cpu",
@@ -269,6 +272,36 @@ def fit(run: Run, phase: Phase, watch: Watch) -> None:
         )
         loader = torch.utils.data.DataLoader(phase, batch_size=None, num_workers=0)
         trainer.fit(run.learner, loader)
+
+
+class Loaded(NamedTuple):
+    """The networks of a run's newest checkpoint, and what they are for."""
+
+    config: RunConfig
+    model: WorldModel
+    agent: Agent
+    env_steps: int
+    updates: int
+    fingerprint: dict[str, str]
+
+
+def load_run(folder: Path, device: str = "auto") -> Loaded:
+    """World model and agent of a run, to be used and not trained. Raises ``ValueError`` where there are none."""
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder}: no config.yaml there; a run is the folder that training wrote")
+    config = load_config(folder / "config.yaml")
+    path, state = checkpoint.load_newest(folder)
+    spaces = Spaces(tuple(state["spaces"]["image"]), state["spaces"]["action_dim"], state["spaces"]["discrete"])
+    model, agent = build_networks(config, spaces)
+    try:
+        model.load_state_dict(state["model"])
+        agent.load_state_dict(state["agent"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {str(error).splitlines()[1]}") from error
+    where = choose_device(device)
+    return Loaded(
+        config, model.to(where).eval(), agent.to(where).eval(), state["env_steps"], state["updates"], state["fingerprint"]
+    )
 
 
 def warn_of_differences(old: dict[str, str], new: dict[str, str], what: str) -> None:

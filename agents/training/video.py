@@ -280,6 +280,13 @@ def summary_gif(film: np.ndarray, path: str | Path, fps: float | int = 15, max_b
     raise ValueError(f"{len(film)} frames do not fit into a GIF of {max_bytes} bytes; give fewer frames or columns")
 
 
+def write_episode_video(images: np.ndarray, path: str | Path, fps: float = 30.0) -> Path:
+    """Write the images uint8 [T, h, w, c] of one episode, enlarged to about 256 pixels."""
+    scale = max(1, 256 // images.shape[1])
+    film = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    return write_video(np.broadcast_to(film, (*film.shape[:3], 3)), path, fps)
+
+
 def write_json(metrics: dict[str, Any], path: str | Path) -> Path:
     """Write metrics beside a video, whole or not at all; what is not finite becomes null."""
     with _replacing(Path(path)) as temporary:

@@ -30,7 +30,8 @@ class Watch(L.Callback):
         self.stopped = False
         """A signal came; the run can be resumed."""
         counts = (run.env_steps, run.updates)
-        self.log = MetricsLog(
+        # not "log": Lightning overwrites that attribute of its callbacks
+        self.metrics_log = MetricsLog(
             run.folder, resumed_at=counts if state else None, axis="env_steps" if run.collector else "updates"
         )
         training = run.config.training
@@ -93,6 +94,8 @@ class Watch(L.Callback):
         """Write the means since the last time; a run whose loss is not a number ends here, before it is saved."""
         self.logged_at = time.monotonic()
         metrics = self.means.take()
+        if not metrics and not self.episodes:
+            return
         if not math.isfinite(metrics.get("total", 0.0)):
             raise ValueError(
                 f"the loss is not a number at update {self.run.updates}: {', '.join(not_finite(metrics))}; the last "
@@ -106,7 +109,7 @@ class Watch(L.Callback):
             metrics |= {"train/episodes": self.run.collector.episodes}
             if self.run.pool is not None and self.run.pool.restarts:
                 metrics |= {"train/worker_restarts": self.run.pool.restarts}
-        self.log.log(metrics, self.run.env_steps, self.run.updates)
+        self.metrics_log.log(metrics, self.run.env_steps, self.run.updates)
 
     def evaluate(self) -> None:
         """Play evaluation episodes, log their returns, film what is imagined about them."""
@@ -127,7 +130,7 @@ class Watch(L.Callback):
         summary, baselines = result.summary(), self.baselines()
         metrics = {f"eval/{name}": summary[name] for name in ("return_mean", "return_std", "length_mean")}
         metrics |= {f"eval/{name}_return": value for name, value in baselines.items()}
-        self.log.log(metrics, run.env_steps, run.updates)
+        self.metrics_log.log(metrics, run.env_steps, run.updates)
         mean, std = summary["return_mean"], summary["return_std"]
         self.progress.evaluation(run.env_steps, mean, std, len(result.returns), baselines, path)
 
@@ -147,13 +150,13 @@ class Watch(L.Callback):
         imagined = film_imagination(run.model, sequence, CONTEXT, Path(f"{stem}-imagined.mp4"), **labels)
         dream = film_dream(run.model, run.agent, sequence, CONTEXT, HORIZON, Path(f"{stem}-dream.mp4"), **labels)
         for name, film in (("imagined", imagined), ("dream", dream)):
-            self.log.video(name, film.frames, run.env_steps, run.updates, film.path)
-            self.log.log(film.metrics, run.env_steps, run.updates)
+            self.metrics_log.video(name, film.frames, run.env_steps, run.updates, film.path)
+            self.metrics_log.log(film.metrics, run.env_steps, run.updates)
         return imagined.path
 
     def close(self) -> None:
         self.progress.close()
-        self.log.close()
+        self.metrics_log.close()
 
 
 def crossed(before: int, now: int, every: int) -> bool:

@@ -17,7 +17,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from multiprocessing.sharedctypes import RawArray
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class EnvPool:
         for seat in self._seats:
             seat.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "EnvPool":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -147,7 +147,7 @@ class EnvPool:
         self.restarts += 1
         self._failures[index] += 1
         if self._failures[index] > MAX_FAILURES:
-            raise RuntimeError(f"environment {index} failed {MAX_FAILURES} times in a row: {lost}") from lost
+            raise RuntimeError(f"environment {index} failed {self._failures[index]} times in a row: {lost}") from lost
         warnings.warn(f"environment {index} is started again: {lost}", stacklevel=4)
         self._seats[index].restart()
 

@@ -1,0 +1,49 @@
+"""Film what a trained world model imagines: python scripts/imagine.py RUN --context 5 --horizon 45 --out dream.mp4
+
+Plays fresh episodes, then shows truth, reconstruction, imagination with the same actions, and error; beside the video
+a JSON of the same name with PSNR, SSIM and reward error for each imagined step. The policy's own dream is
+``<out>-policy.mp4``.
+"""
+
+import argparse
+from pathlib import Path
+
+from agents.training.cli import run_script
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="imagine.py", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder that training wrote")
+    parser.add_argument("--context", type=int, default=5, help="frames the model sees first")
+    parser.add_argument("--horizon", type=int, default=45, help="steps it imagines after them")
+    parser.add_argument("--sequences", type=int, default=6, help="columns, at most 6")
+    parser.add_argument("--seed", type=int, default=0, help="of the model's own noise")
+    parser.add_argument("--out", type=Path, help="default: RUN/videos/imagined.mp4")
+    arguments = parser.parse_args(argv)
+    for name in ("context", "horizon", "sequences"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
+    out = arguments.out or arguments.run / "videos" / "imagined.mp4"
+
+    from agents.training.evaluate import evaluate_agent, windows
+    from agents.training.film import film_dream, film_imagination
+    from agents.training.run import load_run
+
+    loaded = load_run(arguments.run)
+    count = min(arguments.sequences, 6)
+    played = evaluate_agent(loaded.config, loaded.model, loaded.agent, episodes=count, record=count)
+    sequence = windows(played.recordings, loaded.model.spaces, arguments.context + arguments.horizon)
+    labels = {"task": loaded.config.task, "env_steps": loaded.env_steps, "seed": arguments.seed}
+    film = film_imagination(loaded.model, sequence, arguments.context, out, **labels)
+    policy = out.with_name(f"{out.stem}-policy{out.suffix}")
+    dream = film_dream(
+        loaded.model, loaded.agent, sequence, arguments.context, arguments.horizon, policy, **labels
+    )
+    for name, value in film.metrics.items():
+        print(f"{name.removeprefix('imagined/'):22} {value:8.3f}")
+    print(f"{film.path}\n{film.path.with_suffix('.json')}\n{dream.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
