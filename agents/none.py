@@ -1,6 +1,6 @@
 """No agent: random actions, nothing learned. For training a world model by itself and as a baseline.
 
-Actions are uniform over [-1, 1] or over the discrete ones, independent of what is seen.
+In no paper. Actions are uniform over [-1, 1] or over the discrete ones, independent of what is seen.
 """
 
 from dataclasses import dataclass

@@ -86,12 +86,13 @@ def torch_pair() -> list[Check]:
     """torch and torchvision, which are built in pairs."""
     if not installed("torch"):
         return [Check("torch", FAIL, "not installed", "pip install torch torchvision, from the same index")]
-    from worldmodels import _compat
+    from agents.training import torchvision_guard
 
     found = f"torch {version('torch')}, torchvision {installed('torchvision') or 'missing'}"
     if not installed("torchvision"):
         return [Check("torch pair", FAIL, found, "pip install torchvision: Lightning's metrics import it")]
-    if _compat._library is None:
+    torchvision_guard.ensure_torchvision()
+    if torchvision_guard._library is None:
         return [Check("torch pair", OK, f"{found}, a pair")]
     fix = "works, but not torchvision's own operators: install both from the same index (CPU builds from PyTorch's)"
     return [Check("torch pair", WARN, f"{found} do not pair; the guard is applied", fix)]

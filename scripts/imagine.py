@@ -36,9 +36,7 @@ def main(argv: list[str]) -> int:
     labels = {"task": loaded.config.task, "env_steps": loaded.env_steps, "seed": arguments.seed}
     film = film_imagination(loaded.model, sequence, arguments.context, out, **labels)
     policy = out.with_name(f"{out.stem}-policy{out.suffix}")
-    dream = film_dream(
-        loaded.model, loaded.agent, sequence, arguments.context, arguments.horizon, policy, **labels
-    )
+    dream = film_dream(loaded.model, loaded.agent, sequence, arguments.context, arguments.horizon, policy, **labels)
     for name, value in film.metrics.items():
         print(f"{name.removeprefix('imagined/'):22} {value:8.3f}")
     print(f"{film.path}\n{film.path.with_suffix('.json')}\n{dream.path}")

@@ -1,7 +1,7 @@
 """What the tests share: run-time checks of every annotated shape, and small worlds, batches and runs by name.
 
-Annotations of ``worldmodels`` and ``agents`` are checked by jaxtyping and beartype in every test; ``JAXTYPING_DISABLE=1``
-turns that off.
+Annotations of ``worldmodels`` and ``agents`` are checked by jaxtyping and beartype in every test;
+``JAXTYPING_DISABLE=1`` turns that off.
 """
 
 import functools

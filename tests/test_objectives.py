@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodels.decoders import image_loss, to_image
+from worldmodels.decoders import (
+    Decoder,
+    PatchDecoder,
+    TransposedDecoder,
+    UpsampleDecoder,
+    image_loss,
+    sigmoid_image_loss,
+    to_image,
+)
 from worldmodels.objectives import barlow_loss
 
 
@@ -81,3 +89,43 @@ def test_images_round_and_clamp():
     assert to_image(drawn).flatten().tolist() == [0, 0, 0, 1, 255, 255]
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
     assert torch.equal(to_image(every.double() / 255), every)
+
+
+def test_the_fused_image_loss_has_the_value_and_gradient_of_the_plain_one():
+    logits = 2 * torch.randn(3, 4, 5, 6)
+    image = torch.randint(256, (3, 4, 5, 6), dtype=torch.uint8)
+    weight = torch.tensor([1.0, -2.0, 0.5])
+    a, b = (logits.clone().requires_grad_() for _ in range(2))
+    fused, plain = sigmoid_image_loss(a, image), image_loss(torch.sigmoid(b), image)
+    torch.testing.assert_close(fused, plain)
+    for loss in (fused, plain):
+        (loss * weight).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+    (loss := sigmoid_image_loss(a, image).mean()).backward(retain_graph=True)
+    first = a.grad.clone()  # pyright: ignore[reportOptionalMemberAccess]
+    loss.backward()  # what was saved is as it was
+    torch.testing.assert_close(a.grad - first, first - b.grad)  # pyright: ignore[reportOperatorIssue]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        UpsampleDecoder(type="upsample", depth=2, mults=(2, 3, 4, 4), units=8, blocks=4),
+        TransposedDecoder(type="transposed", depth=2, activation="elu"),
+        PatchDecoder(type="patch", patch=4, depth=4, mults=(1, 1, 2)),
+    ],
+    ids=lambda c: c.type,
+)
+def test_the_loss_of_a_decoder_is_that_of_the_image_it_draws(config: Decoder):
+    decoder = config.build((64, 64, 3), 16, 6)
+    deter, stoch = torch.randn(3, 16), torch.randn(3, 6)
+    image = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8)
+    drawn = decoder(deter, stoch)
+    assert drawn.shape == (3, 64, 64, 3) and drawn.dtype == torch.float32
+    torch.testing.assert_close(decoder.loss(deter, stoch, image), image_loss(drawn, image))
+    gradients = [
+        torch.autograd.grad(loss.sum(), list(decoder.parameters()))
+        for loss in (decoder.loss(deter, stoch, image), image_loss(decoder(deter, stoch), image))
+    ]
+    for fused, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-3)

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import warnings
 
-import lightning as L
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset

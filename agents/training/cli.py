@@ -17,9 +17,9 @@ from typing import Any
 
 from agents.training import help as texts
 from agents.training.config import Catalog, Entry, Layers, RunConfig, compose, from_layers, load_config, shipped
-from worldmodels.strict import ConfigError, did_you_mean, dump_yaml, from_dict, parse_yaml, read_yaml, to_dict
 from worldmodels.envs import resolve_task
 from worldmodels.pretrained import CONFIG, read_card
+from worldmodels.strict import ConfigError, did_you_mean, dump_yaml, from_dict, parse_yaml, read_yaml, to_dict
 
 VALUES = tuple("agent task preset seed env-steps run-dir resume world-model transfer data config".split())
 SWITCHES = ("list-agents", "list-tasks", "print-config", "help")
@@ -208,7 +208,10 @@ def world_model(name: str, catalog: Catalog) -> tuple[Entry, Path | None]:
         return Entry(part.name, part.type, {"config": part.config}, {}, str(path / CONFIG)), path
     file = path / "config.yaml"
     if not file.is_file():
-        raise ConfigError(f"--world-model {path}: neither a run (no config.yaml there) nor a saved model (no {CONFIG})")
+        raise ConfigError(
+            f"--world-model {path}: no config.yaml there; a run is the folder that training wrote, and a saved model, "
+            f"which scripts/export.py writes, has a {CONFIG}"
+        )
     before = load_config(file, catalog)
     values = {"config": to_dict(before.world_model)}
     return Entry(before.world_model_name, before.world_model_type, values, {}, str(file)), path

@@ -9,8 +9,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from agents.training.config import Catalog, Entry, RunConfig
-from worldmodels.strict import dump_yaml, join, tags, to_dict
 from worldmodels.envs import list_tasks
+from worldmodels.strict import dump_yaml, join, tags, to_dict
 
 FLAGS = """\
 usage: train.py --agent NAME --task NAME [options] [--a.b VALUE | a.b=VALUE ...]

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
+from agents.training.torchvision_guard import ensure_torchvision
 from worldmodels.base import Decoding, Latent, Rewarded, Sequence, WorldModel, map_latent
 
 MAX_PSNR = 100.0  # dB, of equal images, whose PSNR is infinite
@@ -111,6 +112,7 @@ def psnr(image: UInt8[Tensor, "*B h w c"], truth: UInt8[Tensor, "*B h w c"]) -> 
 
 def ssim(image: UInt8[Tensor, "*B h w c"], truth: UInt8[Tensor, "*B h w c"]) -> Float[Tensor, "*B"]:
     """Structural similarity, 1 where equal (Wang et al., 2004: Gaussian window, sigma 1.5; images of 6x6 or more)."""
+    ensure_torchvision()
     from torchmetrics.functional.image import structural_similarity_index_measure  # slow to import, used only here
 
     image_NCHW, truth_NCHW = (x.flatten(0, -4).movedim(-1, 1).float() for x in (image, truth))

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from agents.base import Agent
+from agents.training.lightning import LightningModule
 from agents.training.optim import OptimizerConfig
 from worldmodels.base import Losses, Sequence, Storing, WorldModel
 from worldmodels.replay.memory import Replay, Sample
 
 
-class Learner(L.LightningModule):
+class Learner(LightningModule):
     """A world model and an agent that learn together from replayed sequences.
 
     ``optimizers`` names what each optimiser trains: ``all``, or parts: ``model`` (the world model) and names of the

@@ -2,7 +2,8 @@
 
 A run's folder explains itself: ``config.yaml`` (complete), ``fingerprint.json`` (versions, simulator, renderer),
 ``metrics.jsonl``, ``tensorboard/``, ``replay/`` (one file per episode), ``checkpoints/``, ``videos/``,
-``baselines.json`` (returns of random and of no actions).
+``baselines.json`` (returns of random and of no actions), ``transfer.txt`` (what came from ``--world-model``, if that
+was a saved one).
 """
 
 import json
@@ -15,16 +16,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 
 from agents.base import Agent
+from agents.pretrained import plan_transfer
 from agents.training import checkpoint
 from agents.training.cli import Command
 from agents.training.collect import Collector
 from agents.training.config import RunConfig, load_config, save_config
 from agents.training.learner import Learner
+from agents.training.lightning import Trainer
 from agents.training.phases import Offline, Online, Phase
 from agents.training.policies import AgentPolicy
 from agents.training.watch import Watch
@@ -58,6 +60,7 @@ class Run:
     def __init__(self, command: Command):
         self.config, self.folder = command.config, command.run_dir
         config = self.config
+        transfer = plan_transfer(command.world_model, command.transfer, config)  # a mistake shows before simulators run
         self.device = choose_device(config.training.device)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
@@ -75,6 +78,7 @@ class Run:
             raise ValueError("nothing to learn from: give --env-steps more than 0, or --data DIR")
         self.fingerprint, self.spaces = fingerprint, spaces
         self.model, self.agent = build_networks(config, spaces)
+        self.transferred = transfer.into(self.model, fingerprint) if transfer else None
         self.model.to(self.device)
         self.agent.to(self.device)
         self.learner = Learner(
@@ -237,6 +241,9 @@ def train(command: Command) -> Run:
         run.folder.mkdir(parents=True, exist_ok=True)
     else:
         run.load(state)
+    if run.transferred is not None:
+        print(run.transferred, file=sys.stderr)
+        (run.folder / "transfer.txt").write_text(f"{run.transferred}\n", encoding="utf-8")
     save_config(run.config, run.folder / "config.yaml")
     versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
     (run.folder / "fingerprint.json").write_text(json.dumps({"env": run.fingerprint, "versions": versions}, indent=1))
@@ -260,7 +267,7 @@ def fit(run: Run, phase: Phase, watch: Watch) -> None:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*Your `IterableDataset` has `__len__` defined.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on torch 2.13
-        trainer = L.Trainer(
+        trainer = Trainer(
             max_epochs=-1,
             accelerator="gpu" if run.device.type == "cuda" else "cpu",
             devices=1,
@@ -300,7 +307,12 @@ def load_run(folder: Path, device: str = "auto") -> Loaded:
         raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {str(error).splitlines()[1]}") from error
     where = choose_device(device)
     return Loaded(
-        config, model.to(where).eval(), agent.to(where).eval(), state["env_steps"], state["updates"], state["fingerprint"]
+        config,
+        model.to(where).eval(),
+        agent.to(where).eval(),
+        state["env_steps"],
+        state["updates"],
+        state["fingerprint"],
     )
 
 

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import numpy as np
 
 from agents.training.evaluate import evaluate_agent, evaluate_baselines, windows
 from agents.training.film import COLUMNS, CONTEXT, HORIZON, can_film, film_dream, film_imagination
+from agents.training.lightning import Callback, LightningModule, Trainer
 from agents.training.logging import MeanMetrics, MetricsLog
 from agents.training.phases import Online, Phase
 from agents.training.progress import Progress
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agents.training.run import Run
 
 
-class Watch(L.Callback):
+class Watch(Callback):
     """Called by Lightning after every update and every block; everything periodic happens between blocks."""
 
     def __init__(self, run: "Run", state: dict[str, Any] | None):
@@ -47,7 +47,7 @@ class Watch(L.Callback):
         self.logged_at = self.saved_at = time.monotonic()
         self.began_at = self.evaluated_at = self.filmed_at = counts[0]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.state is not None:
             self.run.load_optimizers(self.state)
             self.state = None
@@ -60,14 +60,14 @@ class Watch(L.Callback):
         self.stopped = self.phase.stopping = True
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.means.add(self.run.learner.metrics)
         self._take_episodes()
         self.progress.update(self.run.env_steps, self.run.updates, self.episodes[-1][0] if self.episodes else None)
         if time.monotonic() - self.logged_at >= self.run.config.training.log_every_s:
             self._log()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run, training = self.run, self.run.config.training
         assert self.phase is not None
         ending = self.phase.finished or self.stopped
