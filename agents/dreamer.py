@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 
 from agents.actor import Actor, ActorConfig
 from agents.base import Agent, Carry, move_target
-from agents.imagination import dream, flatten_posterior
+from agents.imagination import dream, flatten_posterior, last_steps
 from agents.returns import return_after
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel
 from worldmodels.heads import HeadConfig
@@ -37,6 +37,7 @@ class Config:
     actor: ActorConfig
     critic: HeadConfig
     imagination_horizon: int
+    imagination_starts: int  # the last so many steps of each sequence start a dream; 0: all (the paper)
     discount: float
     lam: float
     entropy: float  # eta
@@ -89,6 +90,8 @@ class Dreamer(Agent):
     def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
         config = self.config
         assert isinstance(model, Rewarded)  # ``needs``
+        if config.imagination_starts:
+            latent, batch = last_steps(latent, batch, config.imagination_starts)
         with torch.no_grad():
             start = flatten_posterior(latent)
             dreamed = dream(model, lambda f: self.actor(f).sample(), start, config.imagination_horizon)

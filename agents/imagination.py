@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from worldmodels.base import Latent, WorldModel, map_latent
+from worldmodels.base import Latent, Sequence, WorldModel, map_latent
 
 
 class Dream(NamedTuple):
@@ -40,6 +40,18 @@ def dream(
         actions.append(action)
     stacked = map_latent(lambda *parts: torch.stack(parts, 1), *latents)
     return Dream(stacked, torch.stack(features, 1), torch.stack(actions, 1))
+
+
+def last_steps(latent: Latent, batch: Sequence, count: int) -> tuple[Latent, Sequence]:
+    """The last ``count`` steps of a posterior ``[B, T]`` and of the sequence it belongs to.
+
+    For losses that read rewards and flags only: ``prev_action`` and ``context`` are left as they are.
+    """
+    steps = {
+        name: getattr(batch, name)[:, -count:]
+        for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal")
+    }
+    return map_latent(lambda part: part[:, -count:], latent), batch._replace(**steps)
 
 
 def flatten_posterior(latent: Latent) -> Latent:

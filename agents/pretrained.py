@@ -99,7 +99,7 @@ def load_agent(
 
 
 def load_trained(source: str | Path, device: str | torch.device = "cpu") -> Trained:
-    """World model and agent of a run or a saved folder, exactly as they were saved. Raises ``ValueError``."""
+    """World model and agent of a run or a saved folder, as they were saved, to be used. Raises ``ValueError``."""
     saved, weights = read_trained(Path(source))
     part, where = saved.card.agent, f"{source}: agent"
     if part is None:
@@ -110,7 +110,7 @@ def load_trained(source: str | Path, device: str | torch.device = "cpu") -> Trai
         agent = config.build(model)
     check_fits(weights, agent.state_dict(), f"the agent of {source} does not fit its config")
     agent.load_state_dict(weights)
-    return Trained(saved.card, model.to(device), agent.to(device))
+    return Trained(saved.card, model.to(device).eval(), agent.to(device).eval())
 
 
 def read_trained(source: Path) -> tuple[Saved, dict[str, Tensor]]:

@@ -104,12 +104,12 @@ def test_presets_are_listed_with_commas_or_one_by_one(capsys: pytest.CaptureFixt
         ("* stray", "unexpected argument 'stray'; settings are --name value"),
         ("* --replay.batch 4 5", "unexpected argument '5'"),
         ("* --agent.entrop 1e-3", "command line: agent.entrop: unknown key. Did you mean 'entropy'?"),
-        ("* --trainig.compile true", "command line: trainig: unknown key. Did you mean 'training'?"),
+        ("* --trainig.wandb true", "command line: trainig: unknown key. Did you mean 'training'?"),
         (
             "* --training.precision fp23",
-            "command line: training.precision: expected fp32 or bf16, got 'fp23' (str).",
+            "command line: training.precision: expected auto or fp32 or bf16, got 'fp23' (str).",
         ),
-        ("* --training.compile maybe", "command line: training.compile: expected bool, got 'maybe' (str)"),
+        ("* --training.wandb maybe", "command line: training.wandb: expected bool, got 'maybe' (str)"),
         ("* --training.env-steps 1.5", "command line: training.env_steps: expected int, got 1.5 (float)"),
         ("* --replay.capacity 3", "command line: replay.capacity: must be at least 8, got 3"),
         ("* --env.size 0", "command line: env.size: must be at least 1, not 0"),
@@ -203,7 +203,7 @@ def test_help_lists_every_setting_with_its_value_and_comment(capsys: pytest.Capt
             parse([*line, "--help"])
         text = capsys.readouterr().out
         assert all(f"--{flag}" in text for flag in (*cli.VALUES, *cli.SWITCHES))
-        assert "--training.precision fp32" in text and "fp32 | bf16; of the networks" in text
+        assert "--training.precision " in text and "auto | fp32 | bf16; of the networks" in text
     settings = {row.split()[0] for row in text.splitlines() if row.startswith("  --") and "." in row.split()[0]}
     leaves = set(dotted(to_dict(parse(BASE[:4]).config)))
     assert settings == {f"--{name.replace('_', '-')}" for name in leaves}

@@ -446,12 +446,14 @@ def test_gradients_reach_what_they_should_and_nothing_else(
 
 
 @each_agent
-def test_gradients_reach_everything_in_low_precision(agent_name: str, pair: Build, make_batch: Build):
+@both_kinds
+def test_gradients_reach_everything_in_low_precision(agent_name: str, discrete: bool, pair: Build, make_batch: Build):
     """Casts of weights are cached: one made without gradients must not be used where they are wanted."""
-    run, model, agent = pair(agent_name)
+    run, model, agent = pair(agent_name, None, discrete)
+    batch = make_batch(discrete)
     with torch.autocast("cpu", torch.bfloat16):
-        latent, model_losses = model.loss(make_batch())
-        losses = agent.loss(model, latent, make_batch())
+        latent, model_losses = model.loss(batch)
+        losses = agent.loss(model, latent, batch)
     total = weighted(model_losses, run.world_model.scales, "model") + weighted(losses, agent.scales, "agent")
     learning = [p for m in (model, agent) for p in m.parameters() if p.requires_grad]
     assert total.isfinite() and all(touched(total, learning))

@@ -4,12 +4,12 @@ import copy
 import dataclasses
 import warnings
 
-
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from agents.training.learner import Learner, parameter_groups, weighted
+from agents.training.lightning import Callback, Trainer
 from agents.training.optim import AdamConfig, LaProp, LaPropConfig, clip_adaptively
 from worldmodels.base import Losses
 from worldmodels.replay.memory import Sample
@@ -182,13 +182,13 @@ def fit(learner: Learner, sample: Sample, updates: int) -> list[dict[str, float]
     """Metrics of every update."""
     history = []
 
-    class Recorder(L.Callback):
+    class Recorder(Callback):
         def on_train_batch_end(self, *_: object) -> None:
             history.append({name: value.item() for name, value in learner.metrics.items()})
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers
-        trainer = L.Trainer(
+        trainer = Trainer(
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[Recorder()],
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from agents import load_agent
 from agents.pretrained import Trained, load_trained, plan_transfer, save_agent
 from agents.training.cli import parse
 from agents.training.config import RunConfig, shipped
-from scripts import export
 from worldmodels.base import Sequence, Spaces, WorldModel
 from worldmodels.pretrained import (
     Card,
@@ -37,6 +37,7 @@ from worldmodels.transfer import OUTCOMES, RECIPES, check_named, choose_recipe, 
 
 ROOT = Path(__file__).parents[1]
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+export = runpy.run_path(str(ROOT / "scripts" / "export.py"))["main"]
 WORLD_MODELS, AGENTS = shipped().names("worldmodels"), shipped().names("agents")
 FOUR = ["README.md", "agent.safetensors", "config.json", "model.safetensors"]
 MakeRun, MakeSpaces = Callable[..., RunConfig], Callable[..., Spaces]
@@ -304,7 +305,7 @@ def test_saving_never_deletes_what_is_no_saved_model(
     saved: Path, tmp_path: Path, debug_run: MakeRun, make_spaces: MakeSpaces
 ) -> None:
     trained = made(debug_run("dreamer"), make_spaces())
-    with pytest.raises(ConfigError, match="holds a saved model already: --force"):
+    with pytest.raises(ConfigError, match="holds a saved model: --force"):
         save_agent(trained, saved)
     save_agent(trained, saved, overwrite=True)
     assert_equal(load_trained(saved).agent, trained.agent)
@@ -444,7 +445,7 @@ def test_a_run_is_exported_with_its_newest_weights_and_last_returns(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "models" / "reach"
-    assert export.main([str(run), str(folder)]) == 0
+    assert export([str(run), str(folder)]) == 0
     written = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert {Path(line[-1]).name: int(line[0]) for line in written} == {
         file.name: file.stat().st_size for file in folder.iterdir()
@@ -462,10 +463,10 @@ def test_a_run_is_exported_with_its_newest_weights_and_last_returns(
         f"| return mean | {card.training.returns['return_mean']:.3f}".rstrip("0") in (folder / "README.md").read_text()
     )
     with pytest.raises(ConfigError, match="--force"):
-        export.main([str(run), str(folder)])
-    export.main([str(run), str(folder), "--force"])
+        export([str(run), str(folder)])
+    export([str(run), str(folder), "--force"])
     with pytest.raises(ConfigError, match="a run is the folder that training wrote"):
-        export.main([str(folder), str(tmp_path / "again")])
+        export([str(folder), str(tmp_path / "again")])
 
 
 BEGIN = """
@@ -485,7 +486,7 @@ for place in sys.argv[1:]:
 def test_training_begins_with_the_weights_of_a_run_or_of_its_export(run: Path, tmp_path: Path) -> None:
     places = [tmp_path / "run", tmp_path / "exported"]
     shutil.copytree(run, places[0])
-    export.main([str(run), str(places[1])])
+    export([str(run), str(places[1])])
     config = command("--task", "catch", "--world-model", str(places[1])).config
     assert config == command("--task", "catch", "--world-model", str(run)).config
     assert config.world_model_name == "rssm-v3"

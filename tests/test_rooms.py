@@ -80,10 +80,12 @@ def test_simulators_are_imported_only_where_they_are_used():
         assert not top(names) & SIMULATORS, name_of(file)
 
 
-@each_package_file
-def test_only_training_knows_lightning(file: Path):
-    if "agents/training/" not in name_of(file):
+@each_file
+def test_lightning_has_one_door(file: Path):
+    if name_of(file) != "agents/training/lightning.py":
         assert not top(imported(file)) & LIGHTNING
+    if "agents/training/" not in name_of(file):
+        assert "agents.training.lightning" not in imported(file)
 
 
 @each_package_file

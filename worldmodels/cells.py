@@ -112,7 +112,8 @@ class DenseGRU(nn.Module):
     def forward(
         self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], embedded: Float[Tensor, "N I"]
     ) -> Float[Tensor, "N D"]:
-        return self.gru(self.act(self.from_stoch(stoch) + embedded), deter)
+        # autocast on CUDA runs nn.GRUCell in bfloat16, and memory is float32
+        return self.gru(self.act(self.from_stoch(stoch) + embedded), deter).float()
 
 
 Cell = BlockGRUConfig | DenseGRUConfig

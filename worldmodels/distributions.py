@@ -79,7 +79,7 @@ class TwoHot:
 
     @property
     def mean(self) -> Float[Tensor, "*B"]:
-        """Expected value; summed symmetrically from the outside in, so equal logits give exactly 0."""
+        """Expected value; a sum over pairs of opposite bins, so equal logits give exactly 0."""
         weighted = F.softmax(self.logits, -1) * _two_hot_bins(self.logits.device)
         return (weighted[..., :127].flip(-1) + weighted[..., 128:]).sum(-1)
 

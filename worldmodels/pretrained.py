@@ -246,7 +246,9 @@ def check_place(folder: Path, overwrite: bool) -> None:
     if found - {CONFIG, WEIGHTS, AGENT_WEIGHTS, README}:
         raise SavedModelError(f"{folder} holds something else than a saved model: choose another folder")
     if found and not overwrite:
-        raise SavedModelError(f"{folder} holds a saved model already: --force (overwrite=True) replaces it, or choose another folder")
+        raise SavedModelError(
+            f"{folder} holds a saved model: --force (overwrite=True) replaces it, or choose another folder"
+        )
 
 
 def readme(card: Card) -> str:

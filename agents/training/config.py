@@ -83,8 +83,7 @@ class TrainingConfig:
     updates_per_env_step: float  # learner updates for each env_step after the prefill
     pretrain_updates: int  # updates after the prefill before acting goes on
     offline_updates: int  # updates on data alone, before the first env_step
-    precision: Literal["fp32", "bf16"]  # of the networks; losses and distributions are always fp32
-    compile: bool  # torch.compile the model's and the agent's functions
+    precision: Literal["auto", "fp32", "bf16"]  # of the networks; auto: bf16 where the hardware has it. Losses: fp32
     threads: int  # CPU threads of the learner; 0: all
     device: Literal["auto", "cpu", "cuda"]  # where the networks are
     block_env_steps: int  # env_steps collected and learned from as one Lightning epoch; saving happens between two
@@ -93,6 +92,7 @@ class TrainingConfig:
     video_every: int  # env_steps between videos of acting and imagining; 0: none
     log_every_s: float  # seconds between lines in metrics.jsonl
     checkpoint_every_s: float  # seconds between checkpoints
+    wandb: bool  # log to Weights & Biases too; needs the extra of that name
 
     def __post_init__(self) -> None:
         at_least(self, 0, "env_steps", "updates_per_env_step", "pretrain_updates", "offline_updates", "threads")

@@ -54,6 +54,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
+def choose_precision(name: str, device: torch.device) -> str:
+    """``auto`` is bf16 where the hardware multiplies it: every GPU that PyTorch says so of, CPUs with AVX512 or AMX."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 class Run:
     """The parts of a run. ``env_steps`` and ``updates`` are the run's own counts, not Lightning's."""
 
@@ -82,7 +91,11 @@ class Run:
         self.model.to(self.device)
         self.agent.to(self.device)
         self.learner = Learner(
-            self.model, self.agent, config.optimizers, config.world_model.scales, config.training.precision
+            self.model,
+            self.agent,
+            config.optimizers,
+            config.world_model.scales,
+            choose_precision(config.training.precision, self.device),
         )
         self.collector = self._collector() if self.pool is not None else None
         self.phases = self._phases()

@@ -16,6 +16,7 @@ from agents.training.logging import MeanMetrics, MetricsLog
 from agents.training.phases import Online, Phase
 from agents.training.progress import Progress
 from worldmodels.base import Sequence
+from worldmodels.strict import to_dict
 
 if TYPE_CHECKING:
     from agents.training.run import Run
@@ -32,7 +33,11 @@ class Watch(Callback):
         counts = (run.env_steps, run.updates)
         # not "log": Lightning overwrites that attribute of its callbacks
         self.metrics_log = MetricsLog(
-            run.folder, resumed_at=counts if state else None, axis="env_steps" if run.collector else "updates"
+            run.folder,
+            resumed_at=counts if state else None,
+            wandb=run.config.training.wandb,
+            config=to_dict(run.config),
+            axis="env_steps" if run.collector else "updates",
         )
         training = run.config.training
         self.progress = Progress(
