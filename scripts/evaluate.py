@@ -13,7 +13,7 @@ from agents.training.cli import run_script
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder that training wrote")
+    parser.add_argument("run", type=Path, help="folder that training wrote, or an exported one")
     parser.add_argument("--episodes", type=int, default=10, help="one for each seed, the same ones every time")
     parser.add_argument("--json", action="store_true", help="print JSON, every single return included")
     parser.add_argument("--video", type=Path, metavar="FILE.mp4", help="film the first episode")
@@ -21,23 +21,24 @@ def main(argv: list[str]) -> int:
     if arguments.episodes < 1:
         raise ValueError(f"--episodes must be 1 or more, not {arguments.episodes}")
 
-    from agents.training.evaluate import evaluate_agent, evaluate_baselines
-    from agents.training.run import load_run
+    from agents.pretrained import load_trained
+    from agents.training.devices import choose_device
+    from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
     from agents.training.video import write_episode_video
 
-    loaded = load_run(arguments.run)
-    agent = evaluate_agent(
-        loaded.config, loaded.model, loaded.agent, episodes=arguments.episodes, record=bool(arguments.video)
-    )
-    baselines = evaluate_baselines(loaded.config, loaded.model.spaces, episodes=arguments.episodes)
-    results = {name: result.summary() for name, result in {"agent": agent, **baselines}.items()}
-    report = {"run": str(arguments.run), "task": loaded.config.task, "env_steps": loaded.env_steps, **results}
+    card, model, agent = load_trained(arguments.run, choose_device("auto"))
+    stage, episodes = Stage(card.task, card.env), arguments.episodes
+    played = evaluate_agent(stage, model, agent, episodes, record=bool(arguments.video))
+    baselines = evaluate_baselines(stage, model.spaces, episodes)
+    results = {name: result.summary() for name, result in {"agent": played, **baselines}.items()}
+    env_steps = card.training.env_steps
+    report = {"run": str(arguments.run), "task": card.task, "env_steps": env_steps, **results}
     if arguments.video:
-        report["video"] = str(write_episode_video(agent.recordings[0].obs, arguments.video))
+        report["video"] = str(write_episode_video(played.recordings[0].obs, arguments.video))
     if arguments.json:
         print(json.dumps(report, indent=2))
         return 0
-    print(f"{loaded.config.task}, {loaded.env_steps} env steps, {arguments.episodes} episodes on the same seeds")
+    print(f"{card.task}, {env_steps} env steps, {episodes} episodes on the same seeds")
     for name, result in results.items():
         mean, std, length = (result[key] for key in ("return_mean", "return_std", "length_mean"))
         print(f"  {name:6}  return {mean:8.2f} +- {std:6.2f}   length {length:6.1f}")

@@ -13,7 +13,7 @@ from agents.training.cli import run_script
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="imagine.py", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder that training wrote")
+    parser.add_argument("run", type=Path, help="folder that training wrote, or an exported one")
     parser.add_argument("--context", type=int, default=5, help="frames the model sees first")
     parser.add_argument("--horizon", type=int, default=45, help="steps it imagines after them")
     parser.add_argument("--sequences", type=int, default=6, help="columns, at most 6")
@@ -25,18 +25,19 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
     out = arguments.out or arguments.run / "videos" / "imagined.mp4"
 
-    from agents.training.evaluate import evaluate_agent, windows
-    from agents.training.film import film_dream, film_imagination
-    from agents.training.run import load_run
+    from agents.pretrained import load_trained
+    from agents.training.devices import choose_device
+    from agents.training.evaluate import Stage, evaluate_agent, windows
+    from agents.training.film import COLUMNS, film_dream, film_imagination
 
-    loaded = load_run(arguments.run)
-    count = min(arguments.sequences, 6)
-    played = evaluate_agent(loaded.config, loaded.model, loaded.agent, episodes=count, record=count)
-    sequence = windows(played.recordings, loaded.model.spaces, arguments.context + arguments.horizon)
-    labels = {"task": loaded.config.task, "env_steps": loaded.env_steps, "seed": arguments.seed}
-    film = film_imagination(loaded.model, sequence, arguments.context, out, **labels)
+    card, model, agent = load_trained(arguments.run, choose_device("auto"))
+    count, context, horizon = min(arguments.sequences, COLUMNS), arguments.context, arguments.horizon
+    played = evaluate_agent(Stage(card.task, card.env), model, agent, count, record=count)
+    sequence = windows(played.recordings, model.spaces, context + horizon)
+    labels = {"task": card.task, "env_steps": card.training.env_steps, "seed": arguments.seed}
+    film = film_imagination(model, sequence, context, out, **labels)
     policy = out.with_name(f"{out.stem}-policy{out.suffix}")
-    dream = film_dream(loaded.model, loaded.agent, sequence, arguments.context, arguments.horizon, policy, **labels)
+    dream = film_dream(model, agent, sequence, context, horizon, policy, **labels)
     for name, value in film.metrics.items():
         print(f"{name.removeprefix('imagined/'):22} {value:8.3f}")
     print(f"{film.path}\n{film.path.with_suffix('.json')}\n{dream.path}")

@@ -44,21 +44,34 @@ class Evaluation(NamedTuple):
         }
 
 
-def evaluate(
-    task: str,
-    env: EnvConfig,
-    policy: Callable[[int], Policy],
-    seeds: Items[int],
-    *,
-    workers: str = "serial",
-    timeout_s: float = 60.0,
-    record: int = 0,
-) -> Evaluation:
-    """One episode for each seed, many at once; ``policy`` makes one for a given number of environments."""
+class Stage(NamedTuple):
+    """Where episodes are played."""
+
+    task: str
+    env: EnvConfig
+    workers: str = "serial"
+    timeout_s: float = 60.0
+
+
+def stage_of(config: RunConfig) -> Stage:
+    """Where a run's episodes are played."""
+    return Stage(config.task, config.env, config.collect.workers, config.collect.worker_timeout_s)
+
+
+def evaluation_seeds(episodes: int) -> list[int]:
+    """Seeds of evaluation episodes, the same every time."""
+    return [FIRST_SEED + i for i in range(episodes)]
+
+
+def evaluate(stage: Stage, policy: Callable[[int], Policy], seeds: Items[int], *, record: int = 0) -> Evaluation:
+    """One episode for each seed, many at once; ``policy`` makes one for a given number of environments.
+
+    Images are kept of the first ``record`` episodes.
+    """
     returns, lengths, recordings = [], [], []
     for begin in range(0, len(seeds), ENVS_AT_ONCE):
         chunk = seeds[begin : begin + ENVS_AT_ONCE]
-        with EnvPool(task, env, chunk, workers, timeout_s) as pool:
+        with EnvPool(stage.task, stage.env, chunk, stage.workers, stage.timeout_s) as pool:
             for episode in play(pool, policy(len(chunk)), record - len(recordings)):
                 returns.append(float(episode.reward.sum()))
                 lengths.append(len(episode.reward) - 1)
@@ -67,41 +80,22 @@ def evaluate(
     return Evaluation(returns, lengths, recordings)
 
 
-def evaluation_seeds(config: RunConfig, episodes: int | None = None) -> list[int]:
-    """Seeds of evaluation episodes, the same at every evaluation of a run."""
-    return [FIRST_SEED + i for i in range(episodes or config.training.eval_episodes)]
-
-
-def evaluate_agent(
-    config: RunConfig, model: WorldModel, agent: Agent, *, episodes: int | None = None, record: int = 0
-) -> Evaluation:
+def evaluate_agent(stage: Stage, model: WorldModel, agent: Agent, episodes: int, *, record: int = 0) -> Evaluation:
     """The agent at its best: no exploration."""
-    return evaluate(
-        config.task,
-        config.env,
-        lambda batch: AgentPolicy(model, agent, batch, explore=False, seed=FIRST_SEED),
-        evaluation_seeds(config, episodes),
-        workers=config.collect.workers,
-        timeout_s=config.collect.worker_timeout_s,
-        record=record,
-    )
+
+    def policy(batch: int) -> Policy:
+        return AgentPolicy(model, agent, batch, explore=False, seed=FIRST_SEED)
+
+    return evaluate(stage, policy, evaluation_seeds(episodes), record=record)
 
 
-def evaluate_baselines(config: RunConfig, spaces: Spaces, *, episodes: int | None = None) -> dict[str, Evaluation]:
+def evaluate_baselines(stage: Stage, spaces: Spaces, episodes: int) -> dict[str, Evaluation]:
     """Random actions and no actions, on the seeds that an agent is evaluated on."""
     policies: dict[str, Callable[[int], Policy]] = {
         "random": lambda batch: RandomPolicy(spaces, FIRST_SEED),
         "zero": lambda batch: ZeroPolicy(spaces),
     }
-    seeds, workers, timeout_s = (
-        evaluation_seeds(config, episodes),
-        config.collect.workers,
-        config.collect.worker_timeout_s,
-    )
-    return {
-        name: evaluate(config.task, config.env, policy, seeds, workers=workers, timeout_s=timeout_s)
-        for name, policy in policies.items()
-    }
+    return {name: evaluate(stage, policy, evaluation_seeds(episodes)) for name, policy in policies.items()}
 
 
 def play(pool: EnvPool, policy: Policy, record: int) -> list[Recording]:

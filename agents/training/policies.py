@@ -1,6 +1,6 @@
 """Acting in environments: pixels in, actions out, for a batch of environments at once."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from agents.base import Agent
 from worldmodels.base import Latent, Spaces, WorldModel, map_latent
 
 
+@runtime_checkable  # so that annotations can be checked in tests
 class Policy(Protocol):
     """Images uint8 [B, h, w, c] and whether they begin an episode [B] to actions float32 [B, A]."""
 

@@ -14,7 +14,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from agents.pretrained import plan_transfer
 from agents.training import checkpoint
 from agents.training.cli import Command
 from agents.training.collect import Collector
-from agents.training.config import RunConfig, load_config, save_config
+from agents.training.config import RunConfig, save_config
+from agents.training.devices import choose_device, choose_precision
 from agents.training.learner import Learner
 from agents.training.lightning import Trainer
 from agents.training.phases import Offline, Online, Phase
@@ -45,22 +46,6 @@ def build_networks(config: RunConfig, spaces: Spaces) -> tuple[WorldModel, Agent
     torch.manual_seed(config.seed)
     model = config.world_model.build(spaces)
     return model, config.agent.build(model)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("training.device is cuda, and torch finds no CUDA device here: --training.device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the hardware multiplies it: every GPU that PyTorch says so of, CPUs with AVX512 or AMX."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 class Run:
@@ -292,41 +277,6 @@ def fit(run: Run, phase: Phase, watch: Watch) -> None:
         )
         loader = torch.utils.data.DataLoader(phase, batch_size=None, num_workers=0)
         trainer.fit(run.learner, loader)
-
-
-class Loaded(NamedTuple):
-    """The networks of a run's newest checkpoint, and what they are for."""
-
-    config: RunConfig
-    model: WorldModel
-    agent: Agent
-    env_steps: int
-    updates: int
-    fingerprint: dict[str, str]
-
-
-def load_run(folder: Path, device: str = "auto") -> Loaded:
-    """World model and agent of a run, to be used and not trained. Raises ``ValueError`` where there are none."""
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder}: no config.yaml there; a run is the folder that training wrote")
-    config = load_config(folder / "config.yaml")
-    path, state = checkpoint.load_newest(folder)
-    spaces = Spaces(tuple(state["spaces"]["image"]), state["spaces"]["action_dim"], state["spaces"]["discrete"])
-    model, agent = build_networks(config, spaces)
-    try:
-        model.load_state_dict(state["model"])
-        agent.load_state_dict(state["agent"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {str(error).splitlines()[1]}") from error
-    where = choose_device(device)
-    return Loaded(
-        config,
-        model.to(where).eval(),
-        agent.to(where).eval(),
-        state["env_steps"],
-        state["updates"],
-        state["fingerprint"],
-    )
 
 
 def warn_of_differences(old: dict[str, str], new: dict[str, str], what: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agents.training.evaluate import evaluate_agent, evaluate_baselines, windows
+from agents.training.evaluate import evaluate_agent, evaluate_baselines, stage_of, windows
 from agents.training.film import COLUMNS, CONTEXT, HORIZON, can_film, film_dream, film_imagination
 from agents.training.lightning import Callback, LightningModule, Trainer
 from agents.training.logging import MeanMetrics, MetricsLog
@@ -130,7 +130,9 @@ class Watch(Callback):
                 length = min(CONTEXT + HORIZON, len(run.dataset))
                 self.film(run.dataset.sample(COLUMNS, length).sequence)
             return
-        result = evaluate_agent(run.config, run.model, run.agent, record=COLUMNS if filming else 0)
+        result = evaluate_agent(
+            stage_of(run.config), run.model, run.agent, training.eval_episodes, record=COLUMNS if filming else 0
+        )
         path = self.film(windows(result.recordings, run.spaces, CONTEXT + HORIZON)) if filming else None
         summary, baselines = result.summary(), self.baselines()
         metrics = {f"eval/{name}": summary[name] for name in ("return_mean", "return_std", "length_mean")}
@@ -143,7 +145,8 @@ class Watch(Callback):
         """Returns of random and of no actions on the evaluation's seeds; played once, then kept in the folder."""
         path = self.run.folder / "baselines.json"
         if not path.exists():
-            results = evaluate_baselines(self.run.config, self.run.spaces)
+            config = self.run.config
+            results = evaluate_baselines(stage_of(config), self.run.spaces, config.training.eval_episodes)
             path.write_text(json.dumps({name: result.summary() for name, result in results.items()}, indent=1))
         return {name: summary["return_mean"] for name, summary in json.loads(path.read_text()).items()}
 
