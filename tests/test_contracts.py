@@ -438,6 +438,10 @@ def test_gradients_reach_what_they_should_and_nothing_else(
     for term_name, term in losses.terms.items():
         reaches = any(touched(term, list(model.parameters())))
         assert reaches == (term_name in TEACH_THE_WORLD_MODEL), term_name
+        part = term_name.split("_")[-1]  # a term named for a part of the agent teaches that part alone
+        if part in dict(agent.named_children()):
+            others = [p for n, p in agent.named_parameters() if p.requires_grad and not n.startswith(f"{part}.")]
+            assert not others or not any(touched(term, others)), term_name
     total = weighted(model_losses, run.world_model.scales, "model") + weighted(losses, agent.scales, "agent")
     everything = {f"{room}.{n}": p for room, m in (("model", model), ("agent", agent)) for n, p in m.named_parameters()}
     learning = {n: p for n, p in everything.items() if p.requires_grad}

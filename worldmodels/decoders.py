@@ -4,6 +4,7 @@ Its ``loss`` is the squared error summed over the pixels of an image scaled to [
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -126,12 +127,11 @@ class TransposedConv(nn.Module):
             raise ValueError(f"the transposed decoder draws 64x64 images, not {image[0]}x{image[1]}: --env.size 64")
         self.seed = linear(deter + stoch, 32 * config.depth)
         sizes = [32 * config.depth, 4 * config.depth, 2 * config.depth, config.depth, image[2]]
-        self.convs = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, k, stride=2) for a, b, k in zip(sizes, sizes[1:], (5, 5, 6, 6), strict=False)
-        )
-        for layer in self.convs:
+        convs = [nn.ConvTranspose2d(a, b, k, stride=2) for a, b, k in zip(sizes, sizes[1:], (5, 5, 6, 6), strict=False)]
+        for layer in convs:
             initialise(layer.weight.data, layer.weight.shape[0] * layer.weight.shape[2] ** 2)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        self.convs = nn.ModuleList(convs)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
@@ -166,8 +166,9 @@ class PatchDeconv(nn.Module):
         sizes = [config.depth * m for m in reversed(config.mults)]
         self.seed = linear(deter + stoch, self.seed_size[0] * self.seed_size[1] * sizes[0])
         self.seed_norm = RMSNorm(sizes[0])
-        self.convs = nn.ModuleList(conv(a, 4 * b, 3) for a, b in zip(sizes, sizes[1:], strict=False))
-        self.norms = nn.ModuleList(ChannelNorm(b) for b in sizes[1:])
+        self.convs = nn.ModuleList(conv(a, 4 * b, 3) for a, b in pairwise(sizes))
+        # none at the resolution of the patches, where it would cost as much as the convolution
+        self.norms = nn.ModuleList([*(ChannelNorm(b) for b in sizes[1:-1]), nn.Identity()][: len(self.convs)])
         self.output = conv(sizes[-1], image[2] * config.patch**2, 1)
 
     def logits(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w p"]:

@@ -5,6 +5,7 @@ memory format, so no copy is made and convolutions run in their fast layout.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -62,7 +63,7 @@ class PoolConv(nn.Module):
                 f"an encoder of {stages} halvings needs an image size divisible by {2**stages}, not {image}"
             )
         sizes = [channels] + [config.depth * m for m in config.mults]
-        self.convs = nn.ModuleList(conv(a, b, 5) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.convs = nn.ModuleList(conv(a, b, 5) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(ChannelNorm(b) for b in sizes[1:])
         self.size = sizes[-1] * (height >> stages) * (width >> stages)
 
@@ -91,7 +92,7 @@ class StrideConv(nn.Module):
         if image[:2] != (64, 64):
             raise ValueError(f"the stride encoder is made for 64x64 images, not {image[0]}x{image[1]}: --env.size 64")
         sizes = [image[2]] + [config.depth * m for m in (1, 2, 4, 8)]
-        self.convs = nn.ModuleList(conv(a, b, 4, stride=2, padding=0) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.convs = nn.ModuleList(conv(a, b, 4, stride=2, padding=0) for a, b in pairwise(sizes))
         self.activation = ACTIVATIONS[config.activation]
         self.size = sizes[-1] * 4
 
@@ -136,16 +137,15 @@ class PatchConv(nn.Module):
         super().__init__()
         height, width = patch_seed(image, config.patch, len(config.mults))
         self.patch = config.patch
-        sizes = [image[2] * config.patch**2] + [config.depth * m for m in config.mults]
-        self.convs = nn.ModuleList(
-            conv(a, b, 3, stride=2) if i else conv(a, b, 1)
-            for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
-        )
+        sizes = [config.depth * m for m in config.mults]
+        self.stem = conv(image[2] * config.patch**2, sizes[0], 1)
+        self.convs = nn.ModuleList(conv(a, b, 3, stride=2) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(ChannelNorm(size) for size in sizes[1:])
         self.size = sizes[-1] * height * width
 
     def forward(self, image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
-        x = (to_float(to_patches(image, self.patch)) - 0.5).permute(0, 3, 1, 2)
+        patches = to_float(to_patches(image, self.patch)) - 0.5
+        x = F.silu(self.stem(patches.permute(0, 3, 1, 2)))  # not normalised: at this size that costs as much
         for layer, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(layer(x)))
         return x.permute(0, 2, 3, 1).flatten(1)

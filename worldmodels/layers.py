@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -83,7 +84,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         sizes = [inputs] + [units] * layers
-        self.layers = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(make_norm(norm, units) for _ in range(layers))
         self.activation = ACTIVATIONS[activation]
         self.output = linear(sizes[-1], outputs, output_scale) if outputs else nn.Identity()

@@ -56,7 +56,8 @@ def save(folder: Path, env_steps: int, updates: int, state: dict[str, Any]) -> P
 def disk_full(error: BaseException | None) -> bool:
     """Whether an error is, or came of, a disk that has no space left."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        codes = (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, OSError) and (error.errno in codes or os.strerror(errno.ENOSPC) in str(error)):  # ffmpeg's
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.base import Agent
 from agents.training.lightning import LightningModule
@@ -88,7 +88,7 @@ def _device(losses: Losses) -> torch.device:
     return next(iter(losses.terms.values()), torch.zeros(())).device
 
 
-def parameter_groups(model: WorldModel, agent: Agent, names: list[str]) -> dict[str, list[Tensor]]:
+def parameter_groups(model: WorldModel, agent: Agent, names: list[str]) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters that each optimiser of these names has; together all, each once."""
     everything = [p for module in (model, agent) for p in module.parameters() if p.requires_grad]
     if names == ["all"]:

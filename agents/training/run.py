@@ -3,15 +3,16 @@
 A run's folder explains itself: ``config.yaml`` (complete), ``fingerprint.json`` (versions, simulator, renderer),
 ``metrics.jsonl``, ``tensorboard/``, ``replay/`` (one file per episode), ``checkpoints/``, ``videos/``,
 ``baselines.json`` (returns of random and of no actions), ``transfer.txt`` (what came from ``--world-model``, if that
-was a saved one).
+was a saved one), ``data.txt`` (the folder that ``--data`` named; correct it there if the data have moved).
 """
 
 import json
 import logging
 import platform
-import random
 import sys
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from agents.training.cli import Command
 from agents.training.collect import Collector
 from agents.training.config import RunConfig, save_config
 from agents.training.devices import choose_device, choose_precision
+from agents.training.evaluate import FIRST_SEED
 from agents.training.learner import Learner
 from agents.training.lightning import Trainer
 from agents.training.phases import Offline, Online, Phase
@@ -33,11 +35,13 @@ from agents.training.policies import AgentPolicy
 from agents.training.watch import Watch
 from worldmodels.base import Spaces, Storing, WorldModel
 from worldmodels.envs import EnvPool
+from worldmodels.pretrained import check_fits
 from worldmodels.replay.datasets import load_dataset
+from worldmodels.replay.episodes import scan
 from worldmodels.replay.memory import Replay
-from worldmodels.replay.restore import adopt, restore, set_aside
 from worldmodels.replay.store import EpisodeStore
 
+OFFLINE = "--training.offline-updates"
 PACKAGES = ("torch", "lightning", "numpy", "mujoco", "dm-control", "gymnasium")
 
 
@@ -49,11 +53,15 @@ def build_networks(config: RunConfig, spaces: Spaces) -> tuple[WorldModel, Agent
 
 
 class Run:
-    """The parts of a run. ``env_steps`` and ``updates`` are the run's own counts, not Lightning's."""
+    """The parts of a run. ``env_steps`` and ``updates`` are the run's own counts, not Lightning's.
 
-    def __init__(self, command: Command):
+    Built for a checkpoint's ``state`` where there is one, which ``load`` then brings in.
+    """
+
+    def __init__(self, command: Command, state: dict[str, Any] | None = None):
         self.config, self.folder = command.config, command.run_dir
         config = self.config
+        self.evaluated_at, self.filmed_at = 0, -1  # env_steps; -1: never
         transfer = plan_transfer(command.world_model, command.transfer, config)  # a mistake shows before simulators run
         self.device = choose_device(config.training.device)
         if config.training.threads:
@@ -62,11 +70,14 @@ class Run:
         self.dataset: Replay | None = None
         fingerprint: dict[str, str] = {}
         if command.data is not None:
-            self.dataset, spaces, fingerprint = self._load_data(command.data)
+            # a dataset has no latents, and none that training makes are kept
+            self.dataset, spaces, fingerprint = load_dataset(command.data, seed=config.seed)
         if config.training.env_steps:
-            seeds = [config.seed * 1000 + i for i in range(config.collect.num_envs)]
+            seeds = env_seeds(config, self.folder)
             self.pool = EnvPool(config.task, config.env, seeds, config.collect.workers, config.collect.worker_timeout_s)
-            self._check_fits(fingerprint, spaces if self.dataset else self.pool.spaces)
+        if command.data is not None:
+            check_data(command.data, spaces, fingerprint, config.task, self.pool)
+        if self.pool is not None:
             spaces, fingerprint = self.pool.spaces, self.pool.fingerprint
         elif self.dataset is None:
             raise ValueError("nothing to learn from: give --env-steps more than 0, or --data DIR")
@@ -82,7 +93,7 @@ class Run:
             config.world_model.scales,
             choose_precision(config.training.precision, self.device),
         )
-        self.collector = self._collector() if self.pool is not None else None
+        self.collector = self._collector(state["env_steps"] if state else 0) if self.pool is not None else None
         self.phases = self._phases()
 
     @property
@@ -104,13 +115,13 @@ class Run:
         fits = Replay.bytes_needed(spaces, capacity, self._packed_bytes()) < torch.cuda.mem_get_info()[0] // 2
         return self.device if fits else torch.device("cpu")
 
-    def _collector(self) -> Collector:
+    def _collector(self, env_steps: int) -> Collector:
         config, pool = self.config, self.pool
         assert pool is not None
-        # a run never makes more steps than this; memory that it cannot fill is not claimed
-        steps = config.training.env_steps // pool.action_repeat + 2 * pool.num_envs
-        steps += steps // 20 + 100 * pool.num_envs  # resets are steps too
-        capacity = max(min(config.replay.capacity, steps), config.replay.length * pool.num_envs)
+        # A run never has more steps than this, and memory that it cannot fill is not claimed: an episode is a reset
+        # and at least one action, and each environment may go one action beyond the end.
+        actions = max(config.training.env_steps, env_steps) // pool.action_repeat + 2 * pool.num_envs
+        capacity = max(min(config.replay.capacity, 2 * actions), config.replay.length * pool.num_envs)
         device = self._replay_device(pool.spaces, capacity)
         packed = self._packed_bytes()
         memory = Replay.bytes_needed(pool.spaces, capacity, packed) / 1e9
@@ -129,131 +140,170 @@ class Run:
 
     def _phases(self) -> list[Phase]:
         phases: list[Phase] = []
+        if self.dataset is not None and not self.config.training.offline_updates:
+            raise ValueError(f"--data needs a number of updates to make on it: {OFFLINE} 10000")
+        if self.dataset is None and self.config.training.offline_updates:
+            raise ValueError(f"{OFFLINE} needs recorded data to make them on: --data DIR")
         if self.dataset is not None:
-            if not self.config.training.offline_updates:
-                raise ValueError("--data needs a number of updates to make on it: --training.offline-updates 10000")
             phases.append(Offline(self.config, self.learner, self.dataset))
         if self.collector is not None:
             phases.append(Online(self.config, self.learner, self.collector, self.collector.replay))
         return phases
 
-    def _load_data(self, folder: Path) -> tuple[Replay, Spaces, dict[str, str]]:
-        packed = 0  # a dataset has no latents, and none that training makes are kept
-        return load_dataset(folder, packed_bytes=packed, device="cpu", seed=self.config.seed)
-
-    def _check_fits(self, fingerprint: dict[str, str], spaces: Spaces) -> None:
-        assert self.pool is not None
-        if spaces != self.pool.spaces:
-            raise ValueError(
-                f"--data holds {spaces}, and {self.config.task} is {self.pool.spaces}: choose another task"
-            )
-        warn_of_differences(fingerprint, self.pool.fingerprint, "the data")
+    def optimizers(self) -> list[Any]:
+        """Those that Lightning has made for the phase under way; not its wrappers, which would keep a loaded state."""
+        optimizers = self.learner.optimizers(use_pl_optimizer=False)
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
-        optimizers = self.learner.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        state: dict[str, Any] = {
+        return {
             "updates": self.updates,
             "env_steps": self.env_steps,
+            "evaluated_at": self.evaluated_at,
+            "filmed_at": self.filmed_at,
             "model": self.model.state_dict(),
             "agent": self.agent.state_dict(),
-            "optimizers": [plain(optimizer.state_dict()) for optimizer in optimizers],
-            "rng": random_state(),
+            "optimizers": [checkpoint.plain(optimizer.state_dict()) for optimizer in self.optimizers()],
+            "rng": checkpoint.random_state(),
             "fingerprint": self.fingerprint,
-            "spaces": {
-                "image": list(self.spaces.image),
-                "action_dim": self.spaces.action_dim,
-                "discrete": self.spaces.discrete,
-            },
+            "spaces": checkpoint.plain(self.spaces.__dict__),
+            "dataset": None if self.dataset is None else self.dataset.state_dict(),
+            "collector": None if self.collector is None else self.collector.state_dict(),
         }
-        if self.dataset is not None:
-            state["dataset"] = self.dataset.state_dict()
-        if self.collector is not None:
-            replay, store = self.collector.replay, self.collector.store
-            state |= {
-                "collector": self.collector.state_dict(),
-                "replay": replay.state_dict(),
-                "latents": replay.export_latents() if replay.packed_bytes else None,
-                "manifest": store.manifest(),
-                "open_tails": store.open_tails(),
-            }
-        return state
 
     def save(self) -> Path:
+        """Write a checkpoint. Raises ``ValueError`` rather than keep weights that are not numbers."""
+        for room, module in (("model", self.model), ("agent", self.agent)):
+            for name, weights in module.named_parameters():
+                if not weights.isfinite().all():
+                    raise ValueError(f"{room}.{name} is not a number after update {self.updates}; {self.remedy()}")
         return checkpoint.save(self.folder / "checkpoints", self.env_steps, self.updates, self.state_dict())
+
+    def remedy(self) -> str:
+        """What to do when learning has failed."""
+        return f"the last good checkpoint is in {self.folder / 'checkpoints'}: resume with a lower learning rate"
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, all but the optimisers and the random state: see ``load_optimizers``."""
-        self.model.load_state_dict(state["model"])
-        self.agent.load_state_dict(state["agent"])
+        for room, module in (("model", self.model), ("agent", self.agent)):
+            check_fits(state[room], module.state_dict(), f"the checkpoint's {room} does not fit this run's config.yaml")
+            module.load_state_dict(state[room])
         self.learner.updates = state["updates"]
-        warn_of_differences(state["fingerprint"], self.fingerprint, "the checkpoint")
-        if self.dataset is not None and "dataset" in state:
-            self.dataset.load_state_dict(state["dataset"])
-        if self.collector is not None and "collector" in state:
-            self._load_experience(self.collector, state)
-
-    def _load_experience(self, collector: Collector, state: dict[str, Any]) -> None:
-        replay, store = collector.replay, collector.store
-        replay.load_state_dict(state["replay"])
-        restored = restore(replay, store, state["manifest"], state["open_tails"], state["latents"])
-        restart: list[int] = []
-        gained = 0
-        for problem in restored.problems:
-            print(f"warning: {problem}: left out", file=sys.stderr)
-        if restored.newer:
-            adopted = adopt(replay, store, restored.newer)
-            set_aside(store, adopted.left)
-            restart, gained = adopted.streams, adopted.env_steps
-            print(
-                f"{len(adopted.episodes)} episodes ({gained} env steps) were finished after the checkpoint: they are "
-                f"in the replay again, the updates they are due will be made; {len(adopted.left)} set aside",
-                file=sys.stderr,
-            )
-        begun = collector.load_state_dict(state["collector"], restart)
-        collector.env_steps += gained
-        if begun:
-            print(f"{len(begun)} environments begin a new episode", file=sys.stderr)
+        self.evaluated_at, self.filmed_at = state["evaluated_at"], state["filmed_at"]
+        if self.dataset is not None and state["dataset"] is not None:
+            extent, before = self.dataset.state_dict(), state["dataset"]
+            if not torch.equal(extent["end"], before["end"]):
+                steps = (int(part["end"].sum()) for part in (before, extent))
+                raise ValueError("the data had {} steps and now {}: restore the folder, or start anew".format(*steps))
+            self.dataset._generator.set_state(before["generator"])  # the rows are here already
+        same_world = warn_of_differences(state["fingerprint"], self.fingerprint, "the checkpoint")
+        if self.collector is not None and state["collector"] is not None:
+            self.collector.load_state_dict(state["collector"], same_world=same_world)
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
         """To be called last, when Lightning has made the optimisers."""
-        optimizers = self.learner.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip(self.optimizers(), state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        set_random_state(state["rng"])
+        checkpoint.set_random_state(state["rng"])
 
     def close(self) -> None:
-        if self.collector is not None:
-            self.collector.store.flush()
+        """End the workers, and wait until every finished episode is on disk."""
         if self.pool is not None:
             self.pool.close()
+        if self.collector is not None:
+            self.collector.store.flush()
 
 
-def train(command: Command) -> Run:
-    """Make or resume a run and see it through; returns when it is finished or was asked to stop."""
-    state = checkpoint.load_newest(command.run_dir)[1] if command.resume else None
-    run = Run(command)
-    if state is None:
-        run.folder.mkdir(parents=True, exist_ok=True)
-    else:
-        run.load(state)
-    if run.transferred is not None:
-        print(run.transferred, file=sys.stderr)
-        (run.folder / "transfer.txt").write_text(f"{run.transferred}\n", encoding="utf-8")
-    save_config(run.config, run.folder / "config.yaml")
-    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    (run.folder / "fingerprint.json").write_text(json.dumps({"env": run.fingerprint, "versions": versions}, indent=1))
-    watch = Watch(run, state)
+def env_seeds(config: RunConfig, folder: Path) -> list[int]:
+    """One for each environment. Those that begin anew in a resumed run must not repeat episodes that it has."""
+    finished = len(list((folder / "replay").glob("*.wme")))
+    entropy = ([config.seed, i, finished] for i in range(config.collect.num_envs))
+    return [int(np.random.SeedSequence(numbers).generate_state(1)[0]) % FIRST_SEED for numbers in entropy]
+
+
+def check_data(folder: Path, spaces: Spaces, fingerprint: dict[str, str], task: str, pool: EnvPool | None) -> None:
+    """Raises ``ValueError`` where recorded data cannot be of a task; warns where they come from another world."""
+    tasks = sorted({info.task for info in scan(folder)[0]})  # none in a folder of npz files
+    other = f"--data {folder} holds episodes of {', '.join(tasks)}, and the task is {task}"
+    if pool is not None and spaces != pool.spaces:
+        raise ValueError(f"--data {folder} holds {spaces}, and {task} is {pool.spaces}: choose another task")
+    if tasks and task not in tasks:
+        if pool is None:
+            raise ValueError(f"{other}: --task {tasks[0]}")
+        print(f"warning: {other}", file=sys.stderr)
+    elif pool is not None:
+        warn_of_differences(fingerprint, pool.fingerprint, "the data")
+
+
+def train(command: Command) -> int:
+    """Make or resume a run and see it through; the signal that it was asked to stop with, 0 if it was not.
+
+    Raises ``ValueError`` for what a person can mend, a full disk and a loss that is not a number included.
+    """
     try:
+        return _train(command)
+    except Exception as error:
+        if checkpoint.disk_full(error) and not isinstance(error, ValueError):
+            raise ValueError(f"the disk is full: free some space, then --resume {command.run_dir}") from error
+        raise
+
+
+def _train(command: Command) -> int:
+    state = None
+    if command.resume:
+        command = replace(command, data=read_data_folder(command.run_dir))
+        if never_began(command.run_dir):
+            print(f"{command.run_dir} was ended before its first checkpoint: it begins anew", file=sys.stderr)
+        else:
+            path, state = checkpoint.load_newest(command.run_dir)
+            checkpoint.set_aside_newer(path)
+    run = Run(command, state)
+    with ExitStack() as stack:
+        stack.callback(run.close)
+        if state is not None:
+            run.load(state)
+            if all(phase.finished for phase in run.phases):
+                goal = run.config.training.env_steps or run.config.training.offline_updates
+                print(
+                    f"nothing to do: {run.folder} has made {run.env_steps} env steps and {run.updates} updates, and "
+                    f"{goal} are asked for; to go on, give a larger {'--env-steps' if run.pool else OFFLINE}",
+                    file=sys.stderr,
+                )
+                return 0
+        describe(run, command)
+        watch = Watch(run, state)
+        stack.callback(watch.close)
         for phase in run.phases:
             if not phase.finished and not watch.stopped:
                 fit(run, phase, watch)
-    finally:
-        watch.close()
-        run.close()
-    return run
+        return watch.stopped
+
+
+def never_began(folder: Path) -> bool:
+    """Whether a run was ended before it could save anything; nothing is collected before the first checkpoint."""
+    made = ("checkpoints/*.ckpt", "replay/*.wme", "transfer.txt")  # with the last, it must not begin without weights
+    return not any(any(folder.glob(pattern)) for pattern in made)
+
+
+def describe(run: Run, command: Command) -> None:
+    """Write what explains the run's folder."""
+    folder = run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.transferred is not None:
+        print(run.transferred, file=sys.stderr)
+        (folder / "transfer.txt").write_text(f"{run.transferred}\n", encoding="utf-8")
+    if command.data is not None:
+        (folder / "data.txt").write_text(f"{command.data.resolve()}\n", encoding="utf-8")
+    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    (folder / "fingerprint.json").write_text(json.dumps({"env": run.fingerprint, "versions": versions}, indent=1))
+    save_config(run.config, folder / "config.yaml")  # last: this makes it a run
+
+
+def read_data_folder(folder: Path) -> Path | None:
+    """The data that a run learned from when it began, if any."""
+    file = folder / "data.txt"
+    return Path(file.read_text(encoding="utf-8").strip()) if file.is_file() else None
 
 
 def fit(run: Run, phase: Phase, watch: Watch) -> None:
@@ -275,41 +325,18 @@ def fit(run: Run, phase: Phase, watch: Watch) -> None:
             enable_model_summary=False,
             callbacks=[watch],
         )
-        loader = torch.utils.data.DataLoader(phase, batch_size=None, num_workers=0)
-        trainer.fit(run.learner, loader)
+        # its own generator: a loader draws a seed for each block, and blocks must not matter to what comes after them
+        loader = torch.utils.data.DataLoader(phase, batch_size=None, num_workers=0, generator=torch.Generator())
+        try:
+            trainer.fit(run.learner, loader)
+        except Exception as error:
+            watch.explain(error)
+            raise
 
 
-def warn_of_differences(old: dict[str, str], new: dict[str, str], what: str) -> None:
-    """One line for what looks or behaves differently from the environment that something was made in."""
+def warn_of_differences(old: dict[str, str], new: dict[str, str], what: str) -> bool:
+    """One line for what looks or behaves differently from the environment that something was made in; if nothing."""
     different = [f"{key} {old[key]} -> {new[key]}" for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
     if different:
         print(f"warning: {what} came from another environment: {', '.join(different)}", file=sys.stderr)
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, so that nothing but tensors, numbers, str, lists and dicts is left."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def random_state() -> dict[str, Any]:
-    """Of torch, and of Python and NumPy as JSON, which no reader has to unpickle."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": json.dumps(random.getstate()),
-        "numpy": json.dumps([name, np.asarray(keys).tolist(), *rest]),
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undo ``random_state``."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version_, internal, gauss = json.loads(state["python"])
-    random.setstate((version_, tuple(internal), gauss))
-    name, keys, *rest = json.loads(state["numpy"])
-    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    return not different

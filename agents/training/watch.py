@@ -2,24 +2,33 @@
 
 import json
 import math
+import shlex
 import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from agents.training.evaluate import evaluate_agent, evaluate_baselines, stage_of, windows
+from agents.training import checkpoint
+from agents.training.evaluate import evaluate_agent, evaluate_baselines, evaluation_seeds, stage_of, windows
 from agents.training.film import COLUMNS, CONTEXT, HORIZON, can_film, film_dream, film_imagination
 from agents.training.lightning import Callback, LightningModule, Trainer
 from agents.training.logging import MeanMetrics, MetricsLog
 from agents.training.phases import Online, Phase
 from agents.training.progress import Progress
+from agents.training.video import write_json
 from worldmodels.base import Sequence
+from worldmodels.replay.memory import Replay
 from worldmodels.strict import to_dict
 
 if TYPE_CHECKING:
     from agents.training.run import Run
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came during something that may be left unfinished."""
 
 
 class Watch(Callback):
@@ -28,8 +37,11 @@ class Watch(Callback):
     def __init__(self, run: "Run", state: dict[str, Any] | None):
         self.run, self.state = run, state
         self.phase: Phase | None = None
-        self.stopped = False
-        """A signal came; the run can be resumed."""
+        self.stopped = 0
+        """The number of a signal that came; the run can be resumed."""
+        self.aside = False
+        """Whether what is going on changes nothing that the run depends on."""
+        self.optimizers: list[dict[str, Any]] = []  # states at the end of the phase before
         counts = (run.env_steps, run.updates)
         # not "log": Lightning overwrites that attribute of its callbacks
         self.metrics_log = MetricsLog(
@@ -50,20 +62,27 @@ class Watch(Callback):
         self.means = MeanMetrics()
         self.episodes: list[tuple[float, int]] = []
         self.logged_at = self.saved_at = time.monotonic()
-        self.began_at = self.evaluated_at = self.filmed_at = counts[0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self.run
+        if self.optimizers:  # of the phase before; Lightning has made new ones
+            for optimizer, before in zip(run.optimizers(), self.optimizers, strict=True):
+                optimizer.load_state_dict(before)
         if self.state is not None:
-            self.run.load_optimizers(self.state)
+            run.load_optimizers(self.state)
             self.state = None
+        elif not checkpoint.checkpoints(run.folder / "checkpoints"):
+            run.save()  # before anything is collected, so that a run can be resumed whenever it ends
         # here, after Lightning's own handlers: these end the block and save instead of raising in the middle of one
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
 
     def _stop(self, number: int, _: Any) -> None:
         assert self.phase is not None
-        self.stopped = self.phase.stopping = True
+        self.stopped, self.phase.stopping = number, True
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        if self.aside:
+            raise Stopped
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.means.add(self.run.learner.metrics)
@@ -75,20 +94,45 @@ class Watch(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run, training = self.run, self.run.config.training
         assert self.phase is not None
-        ending = self.phase.finished or self.stopped
         self._take_episodes()
         self._log()
-        if not self.stopped:
-            self.progress.pause()
-            if crossed(self.evaluated_at, run.env_steps, training.eval_every) or self.phase.finished:
-                self.evaluate()
-            self.progress.resume()
+        due = crossed(run.evaluated_at, run.env_steps, training.eval_every) or self.phase.finished
+        if due and not self.stopped:
+            self._evaluate_aside()
+        ending = self.phase.finished or bool(self.stopped)  # once: a signal after this is for the next block
         if ending or time.monotonic() - self.saved_at >= training.checkpoint_every_s:
             path = run.save()
             self.saved_at = time.monotonic()
             if self.stopped:
-                self.progress.note(f"saved {path}; go on with: python scripts/train.py --resume {run.folder}")
+                command = f"python scripts/train.py --resume {shlex.quote(str(run.folder))}"
+                self.progress.note(f"saved {path}; go on with: {command}")
         trainer.should_stop = ending
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.optimizers = [optimizer.state_dict() for optimizer in self.run.optimizers()]
+
+    def explain(self, error: Exception) -> None:
+        """Raises ``ValueError`` where an error came of a loss that is not a number, which was not logged yet."""
+        self._check(self.means.take(), error)
+
+    def _check(self, metrics: dict[str, float], cause: Exception | None = None) -> None:
+        """A run whose loss or gradient is not a number ends here, before it is saved."""
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if any(name == "total" or name.startswith("gradient_norm/") for name in bad):
+            found = f"the loss is not a number at update {self.run.updates}: {', '.join(bad)}"
+            raise ValueError(f"{found}; {self.run.remedy()}") from cause
+
+    def _evaluate_aside(self) -> None:
+        """Evaluate, unless a signal comes."""
+        self.progress.pause()
+        self.aside = True
+        try:
+            self.evaluate()
+        except Stopped:
+            self.progress.note("evaluation left unfinished")
+        finally:
+            self.aside = False
+            self.progress.resume()
 
     def _take_episodes(self) -> None:
         if isinstance(self.phase, Online):
@@ -96,16 +140,12 @@ class Watch(Callback):
             self.phase.finished_episodes = []
 
     def _log(self) -> None:
-        """Write the means since the last time; a run whose loss is not a number ends here, before it is saved."""
+        """Write the means since the last time."""
         self.logged_at = time.monotonic()
         metrics = self.means.take()
         if not metrics and not self.episodes:
             return
-        if not math.isfinite(metrics.get("total", 0.0)):
-            raise ValueError(
-                f"the loss is not a number at update {self.run.updates}: {', '.join(not_finite(metrics))}; the last "
-                f"good checkpoint is in {self.run.folder / 'checkpoints'}: resume with a lower learning rate"
-            )
+        self._check(metrics)
         if self.episodes:
             totals, lengths = zip(*self.episodes, strict=True)
             metrics |= {"train/return": float(np.mean(totals)), "train/length": float(np.mean(lengths))}
@@ -119,21 +159,19 @@ class Watch(Callback):
     def evaluate(self) -> None:
         """Play evaluation episodes, log their returns, film what is imagined about them."""
         run, training = self.run, self.run.config.training
-        first = self.evaluated_at == self.filmed_at == self.began_at
-        filming = can_film(run.model) and (first or crossed(self.filmed_at, run.env_steps, training.video_every))
-        self.evaluated_at = run.env_steps
+        filming = can_film(run.model) and crossed(run.filmed_at, run.env_steps, training.video_every)
+        if run.collector is not None and training.eval_every:
+            self._play(COLUMNS if filming else 0)
+        elif filming and run.dataset is not None:
+            self.film(evenly_spaced(run.dataset))
+        run.evaluated_at = run.env_steps
         if filming:
-            self.filmed_at = run.env_steps
-        if run.collector is None:
-            assert run.dataset is not None
-            if filming:
-                length = min(CONTEXT + HORIZON, len(run.dataset))
-                self.film(run.dataset.sample(COLUMNS, length).sequence)
-            return
-        result = evaluate_agent(
-            stage_of(run.config), run.model, run.agent, training.eval_episodes, record=COLUMNS if filming else 0
-        )
-        path = self.film(windows(result.recordings, run.spaces, CONTEXT + HORIZON)) if filming else None
+            run.filmed_at = run.env_steps
+
+    def _play(self, record: int) -> None:
+        run, episodes = self.run, self.run.config.training.eval_episodes
+        result = evaluate_agent(stage_of(run.config), run.model, run.agent, episodes, record=record)
+        path = self.film(windows(result.recordings, run.spaces, CONTEXT + HORIZON)) if record else None
         summary, baselines = result.summary(), self.baselines()
         metrics = {f"eval/{name}": summary[name] for name in ("return_mean", "return_std", "length_mean")}
         metrics |= {f"eval/{name}_return": value for name, value in baselines.items()}
@@ -143,12 +181,14 @@ class Watch(Callback):
 
     def baselines(self) -> dict[str, float]:
         """Returns of random and of no actions on the evaluation's seeds; played once, then kept in the folder."""
-        path = self.run.folder / "baselines.json"
-        if not path.exists():
-            config = self.run.config
-            results = evaluate_baselines(stage_of(config), self.run.spaces, config.training.eval_episodes)
-            path.write_text(json.dumps({name: result.summary() for name, result in results.items()}, indent=1))
-        return {name: summary["return_mean"] for name, summary in json.loads(path.read_text()).items()}
+        path, config = self.run.folder / "baselines.json", self.run.config
+        seeds = evaluation_seeds(config.training.eval_episodes)
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if known.get("seeds") != seeds:  # not there yet, or other episodes were asked for when the run was resumed
+            results = evaluate_baselines(stage_of(config), self.run.spaces, len(seeds))
+            known = {"seeds": seeds, **{name: result.summary() for name, result in results.items()}}
+            write_json(known, path)
+        return {name: known[name]["return_mean"] for name in ("random", "zero")}
 
     def film(self, sequence: Sequence) -> Path:
         """Imagined rollouts and the policy's own dream."""
@@ -172,6 +212,8 @@ def crossed(before: int, now: int, every: int) -> bool:
     return bool(every) and now // every > before // every
 
 
-def not_finite(metrics: dict[str, float]) -> list[str]:
-    """Names of the metrics that are not numbers."""
-    return [name for name, value in metrics.items() if not math.isfinite(value)]
+def evenly_spaced(dataset: Replay) -> Sequence:
+    """The windows to film of a dataset, the same ones every time; nothing is drawn from its sampler."""
+    length = min(CONTEXT + HORIZON, len(dataset))
+    starts = torch.linspace(0, len(dataset) - length, COLUMNS).long()
+    return dataset.gather(torch.zeros_like(starts), starts, length).sequence

@@ -5,6 +5,9 @@ different from ``suite.load``: the LQR tasks have one system, the same for every
 its episode as a time limit would.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# because MuJoCo's compiled modules come without type stubs
+
 import warnings
 from importlib.metadata import version
 from typing import Any
