@@ -36,6 +36,12 @@ class ActorConfig:
     evaluation: Literal["mode", "sample"]  # how to act when not exploring
 
 
+def refuse_tanh_normal(config: ActorConfig) -> None:
+    """For agents that need an entropy, which a squashed normal does not have in closed form."""
+    if config.continuous == "tanh_normal":
+        raise ValueError("actor.continuous must be bounded_normal or truncated_normal here: tanh_normal has no entropy")
+
+
 class Actor(nn.Module):
     """Features to a distribution over actions: one-hot when the task is discrete, else the configured one."""
 

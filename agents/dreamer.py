@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from agents.actor import Actor, ActorConfig
+from agents.actor import Actor, ActorConfig, refuse_tanh_normal
 from agents.base import Agent, Carry, move_target
 from agents.imagination import dream, flatten_posterior, last_steps
 from agents.returns import return_after
@@ -46,6 +46,11 @@ class Config:
     slow_rate: float  # of the slow critic's moving average, at every update
     slow_weight: float  # of the critic's regularisation towards its slow copy
     scales: dict[str, float]
+
+    def __post_init__(self) -> None:
+        refuse_tanh_normal(self.actor)
+        if self.imagination_starts < 0 or self.imagination_starts == 1:  # a replayed step needs the one after it
+            raise ValueError(f"imagination_starts must be 0 or at least 2, got {self.imagination_starts}")
 
     def build(self, model: WorldModel) -> "Dreamer":
         return Dreamer(self, model)
@@ -99,6 +104,7 @@ class Dreamer(Agent):
             live = config.discount * model.continues(dreamed.latent)
             slow_value = self.slow_critic(dreamed.features[:, :-1]).mean
             last_value = self.critic(dreamed.features[:, -1:]).mean
+        torch.clear_autocast_cache()  # torch before 2.13 reuses casts made without gradients, and would learn nothing
         critic = self.critic(dreamed.features[:, :-1])
         policy = self.actor(dreamed.features[:, :-1])
 

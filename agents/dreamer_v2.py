@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from agents.actor import Actor, ActorConfig
+from agents.actor import Actor, ActorConfig, refuse_tanh_normal
 from agents.base import Agent, Carry, frozen, move_target
 from agents.imagination import dream, flatten_posterior
 from agents.returns import return_including
@@ -43,6 +43,9 @@ class Config:
     entropy: float  # eta
     slow_every: int  # updates between copies to the slow critic
     scales: dict[str, float]
+
+    def __post_init__(self) -> None:
+        refuse_tanh_normal(self.actor)
 
     def build(self, model: WorldModel) -> "DreamerV2":
         return DreamerV2(self, model)
@@ -77,6 +80,7 @@ class DreamerV2(Agent):
             live = config.discount * model.continues(dreamed.latent)
             slow_value = self.slow_critic(dreamed.features).mean
             targets = return_including(model.reward(dreamed.latent), live, slow_value, config.lam)  # [N, H]
+        torch.clear_autocast_cache()  # torch before 2.13 reuses casts made without gradients, and would learn nothing
         features = dreamed.features.detach()
         weight = torch.cumprod(torch.cat([torch.ones_like(live[:, :1]), live[:, :-1]], 1), 1).detach()  # [N, H+1]
 

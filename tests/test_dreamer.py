@@ -124,10 +124,10 @@ def v2(model: WorldModel, gradient: str = "auto", layers: int = 0) -> dreamer_v2
     ).build(model)  # fmt: skip
 
 
-def v3(model: WorldModel) -> dreamer.Dreamer:
+def v3(model: WorldModel, starts: int = 0) -> dreamer.Dreamer:
     return dreamer.Config(
-        actor=actor_config(), critic=critic_config(), imagination_horizon=HORIZON, discount=DISCOUNT, lam=LAM,
-        entropy=0.1, return_rate=0.5, return_floor=1.0, slow_rate=0.02, slow_weight=0.7,
+        actor=actor_config(), critic=critic_config(), imagination_horizon=HORIZON, imagination_starts=starts,
+        discount=DISCOUNT, lam=LAM, entropy=0.1, return_rate=0.5, return_floor=1.0, slow_rate=0.02, slow_weight=0.7,
         scales={"actor": 1.0, "critic": 1.0, "replay_critic": 0.3},
     ).build(model)  # fmt: skip
 
@@ -159,15 +159,17 @@ def assert_same(got: Tensor, expected: Tensor, parameters: list[Tensor]) -> None
 # --------------------------------------------------------------------------------------------------- references
 
 
-@pytest.mark.parametrize("discrete", [False, True])
-def test_v3_agrees_with_its_equations(discrete: bool, make_batch):
+@pytest.mark.parametrize(("discrete", "last"), [(False, 0), (True, 0), (False, 3), (True, 2)])
+def test_v3_agrees_with_its_equations(discrete: bool, last: int, make_batch):
+    """``last`` steps of each sequence start dreams and are replayed, or all."""
     model = Clock(discrete=discrete)
-    agent, (latent, batch) = v3(model), starts(make_batch, discrete)
+    agent, (latent, batch) = v3(model, last), starts(make_batch, discrete)
     value, slow = tables(agent)
     terms = agent.loss(model, latent, batch).terms
     r, c, v = model.rewards.detach(), model.going_on.detach(), value.detach()
     actions = torch.stack(model.actions, 1)
-    returns, weights = torch.zeros(10, HORIZON), torch.zeros(10, HORIZON)
+    latent, batch = Time(latent.time[:, -last:]), Sequence(*(x[:, -last:] for x in batch[:6]), batch.prev_action)
+    returns, weights = (torch.zeros(latent.time.numel(), HORIZON) for _ in range(2))
     for n, t0 in enumerate(latent.time.flatten().int().tolist()):
         ahead = v[t0 + HORIZON]
         for t in reversed(range(HORIZON)):
@@ -184,8 +186,14 @@ def test_v3_agrees_with_its_equations(discrete: bool, make_batch):
     now = value[times]
     critic = weights * ((now - returns) ** 2 + 0.7 * (now - slow[times].detach()) ** 2) / 2
     assert_same(terms["critic"], critic.mean(), everything)
-    replayed = reference_replay(batch, returns[:, 0].reshape(2, 5), value[latent.time.long()], slow[latent.time.long()])
-    assert_same(terms["replay_critic"], replayed, everything)
+    boot, when = returns[:, 0].reshape(latent.time.shape), latent.time.long()
+    assert_same(terms["replay_critic"], reference_replay(batch, boot, value[when], slow[when]), everything)
+
+
+def test_v3_refuses_to_replay_a_single_step(debug_run):
+    with pytest.raises(ValueError, match=r"agent\.imagination_starts: must be 0 or at least 2"):
+        debug_run("dreamer", None, "agent.imagination_starts=1")
+    assert debug_run("dreamer", None, "agent.imagination_starts=2").agent.imagination_starts == 2
 
 
 def reference_policy(actor: Actor, features: Tensor) -> td.Distribution:

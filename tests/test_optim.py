@@ -197,18 +197,18 @@ def fit(learner: Learner, sample: Sample, updates: int) -> list[dict[str, float]
 
 
 def test_a_batch_is_learned_by_heart_in_both_precisions(learner):
-    """40 updates of 5e-3; bfloat16 networks begin within 1 % and stay within 5 % of float32."""
+    """60 updates of 5e-3; bfloat16 networks begin within 0.2 % and stay within 2 % of float32."""
     curves = {}
     for precision in ("fp32", "bf16"):
-        history = fit(*learner("dreamer", precision, lr=5e-3), updates=40)
+        history = fit(*learner("dreamer", precision, lr=5e-3), updates=60)
         assert all(torch.tensor(list(metrics.values())).isfinite().all() for metrics in history)
         first, last = history[0], history[-1]
-        assert last["total"] < 0.75 * first["total"]
+        assert last["total"] < 0.7 * first["total"]
         assert last["model/reward"] < 0.7 * first["model/reward"]
         assert last["model/continue"] < 0.6 * first["model/continue"]
         curves[precision] = torch.tensor([metrics["total"] for metrics in history])
     relative = (curves["bf16"] / curves["fp32"] - 1).abs()
-    assert relative[0] < 0.01 and relative.max() < 0.05
+    assert relative[0] < 0.002 and relative.max() < 0.02
 
 
 def test_an_update_warms_up_counts_and_moves_targets(learner):

@@ -37,7 +37,7 @@ class BlockGRU(nn.Module):
     def __init__(self, config: BlockGRUConfig, stoch: int, action: int):
         super().__init__()
         deter, hidden, self.blocks = config.deter, config.hidden, config.blocks
-        fan_in = deter // self.blocks + 3 * hidden
+        fan_in = deter + 3 * hidden * self.blocks  # of the paper's code, which has one layer in place of two
         self.embed_deter, self.deter_norm = linear(deter, hidden), make_norm("rms", hidden)
         self.embed_stoch, self.stoch_norm = linear(stoch, hidden), make_norm("rms", hidden)
         self.action_layer, self.action_norm = linear(action, hidden), make_norm("rms", hidden)

@@ -106,4 +106,4 @@ class Gaussian:
         return sample.detach().float().contiguous().view(torch.uint8)
 
     def unpack(self, packed: UInt8[Tensor, "*B L"]) -> Float[Tensor, "*B Z"]:
-        return packed.contiguous().view(torch.float32)
+        return packed.clone(memory_format=torch.contiguous_format).view(torch.float32)  # aligned

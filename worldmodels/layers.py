@@ -52,7 +52,10 @@ def linear(inputs: int, outputs: int, scale: float = 1.0, bias: bool = True) -> 
 
 
 class BlockLinear(nn.Module):
-    """A linear layer whose weight is block-diagonal: block i of the output sees block i of the input only."""
+    """A linear layer whose weight is block-diagonal: block i of the output sees block i of the input only.
+
+    Initialised as in DreamerV3's code, which counts all inputs and not those of one block.
+    """
 
     def __init__(self, inputs: int, outputs: int, blocks: int, fan_in: int | None = None):
         super().__init__()
@@ -60,7 +63,7 @@ class BlockLinear(nn.Module):
             raise ValueError(f"{blocks} blocks divide neither or only one of {inputs} inputs and {outputs} outputs")
         self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        initialise(self.weight.data, fan_in or inputs // blocks)
+        initialise(self.weight.data, fan_in or inputs)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         blocks, inputs, _ = self.weight.shape

@@ -68,7 +68,8 @@ class ReplayConfig:
     device: Literal["auto", "cpu", "cuda"]  # where images are kept; auto: with the model if they fit
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch", "length")
+        at_least(self, 1, "batch")
+        at_least(self, 2, "length")  # a step is learned from with the one after it
         at_least(self, 0, "newest")
         at_least(self, self.length, "capacity")
         if self.newest > self.batch:

@@ -31,7 +31,8 @@ def can_film(model: WorldModel) -> bool:
 
 def on_device(sequence: Sequence, device: torch.device) -> Sequence:
     """The same sequence on a device."""
-    return Sequence(*(None if part is None else part.to(device) for part in sequence))
+    parts: list[Any] = [None if part is None else part.to(device) for part in sequence]
+    return Sequence(*parts)
 
 
 def film_imagination(

@@ -45,8 +45,8 @@ class Learner(LightningModule):
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
         # the index stays on the CPU, where the replay needs it
-        sequence = Sequence(*(None if part is None else part.to(device, non_blocking=True) for part in batch.sequence))
-        return Sample(sequence, batch.index)
+        parts: list[Any] = [None if part is None else part.to(device, non_blocking=True) for part in batch.sequence]
+        return Sample(Sequence(*parts), batch.index)
 
     def training_step(self, sample: Sample, _: int) -> None:
         # own autocast: Lightning's forbids the cache of cast weights, and the RSSM would cast them at every time step

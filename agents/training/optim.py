@@ -35,11 +35,12 @@ class AdamConfig:
     lr: float
     warmup: int
     eps: float
-    weight_decay: float  # decoupled
+    weight_decay: float  # share of every weight that an update takes away, whatever the learning rate
     clip: float  # largest global norm of the gradients
 
     def build(self, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
-        return torch.optim.AdamW(parameters, self.lr, eps=self.eps, weight_decay=self.weight_decay)
+        # AdamW multiplies its decay by the learning rate; the papers' code does not
+        return torch.optim.AdamW(parameters, self.lr, eps=self.eps, weight_decay=self.weight_decay / self.lr)
 
     def clip_gradients(self, parameters: list[Tensor]) -> Tensor:
         return torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)

@@ -9,6 +9,7 @@ was a saved one), ``data.txt`` (the folder that ``--data`` named; correct it the
 import json
 import logging
 import platform
+import random
 import sys
 import warnings
 from contextlib import ExitStack
@@ -62,6 +63,8 @@ class Run:
         self.config, self.folder = command.config, command.run_dir
         config = self.config
         self.evaluated_at, self.filmed_at = 0, -1  # env_steps; -1: never
+        random.seed(config.seed)  # this and the next for simulators that use them
+        np.random.seed(config.seed % 2**32)
         transfer = plan_transfer(command.world_model, command.transfer, config)  # a mistake shows before simulators run
         self.device = choose_device(config.training.device)
         if config.training.threads:

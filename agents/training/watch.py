@@ -64,6 +64,9 @@ class Watch(Callback):
         self.logged_at = self.saved_at = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here, after Lightning's own handlers: these end the block and save instead of raising in the middle of one
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
         run = self.run
         if self.optimizers:  # of the phase before; Lightning has made new ones
             for optimizer, before in zip(run.optimizers(), self.optimizers, strict=True):
@@ -73,9 +76,6 @@ class Watch(Callback):
             self.state = None
         elif not checkpoint.checkpoints(run.folder / "checkpoints"):
             run.save()  # before anything is collected, so that a run can be resumed whenever it ends
-        # here, after Lightning's own handlers: these end the block and save instead of raising in the middle of one
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
 
     def _stop(self, number: int, _: Any) -> None:
         assert self.phase is not None
@@ -125,13 +125,15 @@ class Watch(Callback):
     def _evaluate_aside(self) -> None:
         """Evaluate, unless a signal comes."""
         self.progress.pause()
-        self.aside = True
         try:
-            self.evaluate()
+            self.aside = True
+            try:
+                self.evaluate()
+            finally:
+                self.aside = False
         except Stopped:
             self.progress.note("evaluation left unfinished")
         finally:
-            self.aside = False
             self.progress.resume()
 
     def _take_episodes(self) -> None:
@@ -159,14 +161,17 @@ class Watch(Callback):
     def evaluate(self) -> None:
         """Play evaluation episodes, log their returns, film what is imagined about them."""
         run, training = self.run, self.run.config.training
-        filming = can_film(run.model) and crossed(run.filmed_at, run.env_steps, training.video_every)
-        if run.collector is not None and training.eval_every:
+        crossing = crossed(run.filmed_at, run.env_steps, training.video_every)
+        # on data alone env steps stand still, and this is called once, at the end
+        filming = can_film(run.model) and (crossing if run.collector else training.video_every > 0)
+        if run.collector is None:
+            assert run.dataset is not None
+            if filming:
+                self.film(evenly_spaced(run.dataset))
+        elif training.eval_every:
             self._play(COLUMNS if filming else 0)
-        elif filming and run.dataset is not None:
-            self.film(evenly_spaced(run.dataset))
-        run.evaluated_at = run.env_steps
-        if filming:
-            run.filmed_at = run.env_steps
+            run.evaluated_at = run.env_steps
+            run.filmed_at = run.env_steps if filming else run.filmed_at
 
     def _play(self, record: int) -> None:
         run, episodes = self.run, self.run.config.training.eval_episodes
