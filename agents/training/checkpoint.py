@@ -9,6 +9,7 @@ import json
 import os
 import random
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def checkpoints(folder: Path) -> list[Path]:
 def load(path: Path) -> dict[str, Any]:
     """Read one checkpoint onto the CPU. Raises ``CheckpointError`` for a file that is damaged or something else."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it wrote
+            if torn := archive.testzip():
+                raise zipfile.BadZipFile(torn)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error

@@ -33,7 +33,7 @@ from agents.training.learner import Learner
 from agents.training.lightning import Trainer
 from agents.training.phases import Offline, Online, Phase
 from agents.training.policies import AgentPolicy
-from agents.training.watch import Watch
+from agents.training.watch import LearningFailedError, Watch
 from worldmodels.base import Spaces, Storing, WorldModel
 from worldmodels.envs import EnvPool
 from worldmodels.pretrained import check_fits
@@ -177,11 +177,16 @@ class Run:
 
     def save(self) -> Path:
         """Write a checkpoint. Raises ``ValueError`` rather than keep weights that are not numbers."""
+        self.check_weights()
+        return checkpoint.save(self.folder / "checkpoints", self.env_steps, self.updates, self.state_dict())
+
+    def check_weights(self) -> None:
+        """Raises ``LearningFailedError`` where a weight is not a number."""
         for room, module in (("model", self.model), ("agent", self.agent)):
             for name, weights in module.named_parameters():
                 if not weights.isfinite().all():
-                    raise ValueError(f"{room}.{name} is not a number after update {self.updates}; {self.remedy()}")
-        return checkpoint.save(self.folder / "checkpoints", self.env_steps, self.updates, self.state_dict())
+                    what = f"{room}.{name} is not a number after update {self.updates}"
+                    raise LearningFailedError(f"{what}; {self.remedy()}")
 
     def remedy(self) -> str:
         """What to do when learning has failed."""
@@ -275,7 +280,7 @@ def _train(command: Command) -> int:
                 )
                 return 0
         describe(run, command)
-        watch = Watch(run, state)
+        watch = Watch(run, state, resumed=command.resume is not None)
         stack.callback(watch.close)
         for phase in run.phases:
             if not phase.finished and not watch.stopped:
@@ -332,6 +337,8 @@ def fit(run: Run, phase: Phase, watch: Watch) -> None:
         loader = torch.utils.data.DataLoader(phase, batch_size=None, num_workers=0, generator=torch.Generator())
         try:
             trainer.fit(run.learner, loader)
+        except LearningFailedError:
+            raise
         except Exception as error:
             watch.explain(error)
             raise

@@ -31,10 +31,14 @@ class Stopped(KeyboardInterrupt):
     """A signal came during something that may be left unfinished."""
 
 
+class LearningFailedError(ValueError):
+    """A loss, a gradient or a weight is not a number."""
+
+
 class Watch(Callback):
     """Called by Lightning after every update and every block; everything periodic happens between blocks."""
 
-    def __init__(self, run: "Run", state: dict[str, Any] | None):
+    def __init__(self, run: "Run", state: dict[str, Any] | None, *, resumed: bool):
         self.run, self.state = run, state
         self.phase: Phase | None = None
         self.stopped = 0
@@ -46,7 +50,7 @@ class Watch(Callback):
         # not "log": Lightning overwrites that attribute of its callbacks
         self.metrics_log = MetricsLog(
             run.folder,
-            resumed_at=counts if state else None,
+            resumed_at=counts if resumed else None,
             wandb=run.config.training.wandb,
             config=to_dict(run.config),
             axis="env_steps" if run.collector else "updates",
@@ -112,15 +116,19 @@ class Watch(Callback):
         self.optimizers = [optimizer.state_dict() for optimizer in self.run.optimizers()]
 
     def explain(self, error: Exception) -> None:
-        """Raises ``ValueError`` where an error came of a loss that is not a number, which was not logged yet."""
-        self._check(self.means.take(), error)
+        """Raises ``LearningFailedError`` where an error came of losses or weights that nobody has looked at yet."""
+        try:
+            self._check(self.means.take())
+            self.run.check_weights()
+        except LearningFailedError as reason:
+            raise reason from error
 
-    def _check(self, metrics: dict[str, float], cause: Exception | None = None) -> None:
+    def _check(self, metrics: dict[str, float]) -> None:
         """A run whose loss or gradient is not a number ends here, before it is saved."""
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if any(name == "total" or name.startswith("gradient_norm/") for name in bad):
             found = f"the loss is not a number at update {self.run.updates}: {', '.join(bad)}"
-            raise ValueError(f"{found}; {self.run.remedy()}") from cause
+            raise LearningFailedError(f"{found}; {self.run.remedy()}")
 
     def _evaluate_aside(self) -> None:
         """Evaluate, unless a signal comes."""
