@@ -12,7 +12,9 @@ from agents.training.cli import run_script
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder that training wrote, or an exported one")
     parser.add_argument("--episodes", type=int, default=10, help="one for each seed, the same ones every time")
     parser.add_argument("--json", action="store_true", help="print JSON, every single return included")

@@ -11,7 +11,9 @@ from agents.training.cli import run_script
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="export.py", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that training wrote")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to write; a new or an empty folder")
     parser.add_argument("--force", action="store_true", help="replace a saved model that is there")

@@ -12,7 +12,9 @@ from agents.training.cli import run_script
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="imagine.py", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="imagine.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder that training wrote, or an exported one")
     parser.add_argument("--context", type=int, default=5, help="frames the model sees first")
     parser.add_argument("--horizon", type=int, default=45, help="steps it imagines after them")

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -249,6 +250,7 @@ def run_script(main: Callable[[list[str]], Any]) -> None:
     That is a file that cannot be opened and a ``ValueError`` that this project raised on purpose. Everything else is
     a bug and keeps its traceback, as does all with ``WORLDMODELS_DEBUG=1``.
     """
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -154,10 +154,13 @@ class Catalog:
     def read(self, *path: str) -> tuple[dict[str, Any], str]:
         """The values of one file of ``configs``, and what errors call it."""
         name = "/".join(("configs", *path)) + ".yaml"
+        return read_yaml(self.file(*path), name), name
+
+    def file(self, *path: str) -> Traversable:
         file = self.values
         for part in (*path[:-1], f"{path[-1]}.yaml"):  # one by one: a namespace package joins no more at once
             file = file.joinpath(part)
-        return read_yaml(file, name), name
+        return file
 
     def entry(self, kind: str, name: str) -> Entry:
         self.check(kind, {"agents": "agent", "worldmodels": "world model"}[kind], name)

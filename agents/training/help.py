@@ -1,7 +1,6 @@
 """What the command line says about itself: flags, every setting with its value and its comment, agents and tasks."""
 
 import ast
-import importlib
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -85,15 +84,15 @@ def comments(cls: type) -> dict[str, str]:
 
 
 def agents(catalog: Catalog) -> str:
-    """Each agent, its usual world model, and the first line of its card."""
+    """Each agent, its usual world model, and what its YAML says it is."""
     entries = [catalog.entry("agents", name) for name in catalog.names("agents")]
     width, model_width = max(len(e.name) for e in entries), max(len(e.world_model) for e in entries)
     return "\n".join(f"{e.name:<{width}}  {e.world_model:<{model_width}}  {card(catalog, e)}" for e in entries)
 
 
 def card(catalog: Catalog, agent: Entry) -> str:
-    cls = catalog.config_class("agents", agent.type, agent.source)
-    return (inspect.getdoc(importlib.import_module(cls.__module__)) or "").partition("\n")[0]
+    """The comment that an agent's YAML begins with: several may share one type and its card."""
+    return catalog.file("agents", agent.name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def tasks() -> str:

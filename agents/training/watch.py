@@ -116,10 +116,13 @@ class Watch(Callback):
         self.optimizers = [optimizer.state_dict() for optimizer in self.run.optimizers()]
 
     def explain(self, error: Exception) -> None:
-        """Raises ``LearningFailedError`` where an error came of losses or weights that nobody has looked at yet."""
+        """Raises ``LearningFailedError`` where an error came of numbers that nobody has looked at yet."""
+        run = self.run
         try:
             self._check(self.means.take())
-            self.run.check_weights()
+            run.check_weights()
+            if run.collector is not None and not run.collector.policy.action.isfinite().all():
+                raise LearningFailedError(f"the action is not a number after update {run.updates}; {run.remedy()}")
         except LearningFailedError as reason:
             raise reason from error
 

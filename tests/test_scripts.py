@@ -1,0 +1,176 @@
+"""The scripts as they are called: what they print, write and exit with."""
+
+import json
+import math
+import runpy
+import sys
+from collections.abc import Callable
+from multiprocessing import active_children
+from pathlib import Path
+from typing import NamedTuple
+
+import imageio.v3 as iio
+import pytest
+
+from agents.training import checkpoint
+from agents.training.cli import parse
+from agents.training.run import train
+
+ROOT = Path(__file__).parents[1]
+BASE = "--agent dreamer --preset debug --training.eval-every 0 --collect.num-envs 1"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Call a script as the shell would."""
+
+    def call(name: str, *argv: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        return Result(int(caught.value.code or 0), *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module", params=["reach", "catch"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    train(parse(f"{BASE} --task {request.param} --env-steps 120 --run-dir {folder}".split()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train(parse(f"{BASE} --task catch --env-steps 110 --run-dir {folder}".split()))
+    return folder
+
+
+def test_evaluate_gives_every_return_beside_the_baselines_as_json(
+    trained: Path, script: Callable[..., Result], tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    code, out, err = script("evaluate.py", trained, "--episodes", "3", "--json", "--video", tmp_path / "film.mp4")
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert report.keys() == {"run", "task", "env_steps", "agent", "random", "zero", "video"}
+    task = trained.parent.name.rstrip("0")
+    assert (report["run"], report["task"], report["env_steps"]) == (str(trained), f"toy:{task}", 120)
+    for who in ("agent", "random", "zero"):
+        result = report[who]
+        assert result.keys() == {"return_mean", "return_std", "length_mean", "returns", "lengths"}
+        assert result["lengths"] == [50 if task == "reach" else 8] * 3
+        mean = sum(result["returns"]) / 3
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in result["returns"]) / 3)
+        assert result["return_mean"] == pytest.approx(mean) and result["return_std"] == pytest.approx(deviation)
+    assert len(set(report["random"]["returns"])) > 1 or task == "catch"
+    assert len(iio.imread(report["video"])) == report["agent"]["lengths"][0] + 1
+    assert json.loads(script("evaluate.py", trained, "--episodes", "3", "--json").out)["agent"] == report["agent"]
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before, "the run is only read"
+    assert not active_children()
+
+
+def test_evaluate_prints_a_table_for_people(run_dir: Path, script: Callable[..., Result]) -> None:
+    code, out, _ = script("evaluate.py", run_dir, "--episodes", "2")
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == "toy:catch, 110 env steps, 2 episodes on the same seeds"
+    assert [line.split()[0] for line in lines[1:]] == ["agent", "random", "zero"]
+    assert all("length    8.0" in line for line in lines[1:])
+
+
+def test_imagine_films_truth_and_dream_with_numbers_beside_them(
+    trained: Path, script: Callable[..., Result], tmp_path: Path
+) -> None:
+    out = tmp_path / "dream.mp4"
+    code, text, _ = script("imagine.py", trained, "--context", "2", "--horizon", "4", "--sequences", "2", "--out", out)
+    assert code == 0
+    numbers = json.loads((tmp_path / "dream.json").read_text())
+    assert (numbers["env_steps"], numbers["context"], numbers["horizon"], numbers["sequences"]) == (120, 2, 4, 2)
+    assert len(numbers["psnr"]) == 4 and all(0 < value < 100 for value in numbers["psnr"])
+    assert len(iio.imread(out)) == 6 and len(iio.imread(tmp_path / "dream-policy.mp4")) >= 4
+    assert text.splitlines()[-3:] == [str(out), str(tmp_path / "dream.json"), str(tmp_path / "dream-policy.mp4")]
+
+
+def test_imagine_goes_as_far_as_the_episodes_do(run_dir: Path, script: Callable[..., Result], tmp_path: Path) -> None:
+    code, _, _ = script("imagine.py", run_dir, "--sequences", "1", "--out", tmp_path / "x.gif")
+    assert code == 0
+    numbers = json.loads((tmp_path / "x.json").read_text())
+    assert numbers["context"] + numbers["horizon"] == 9, "an episode of catch"
+
+
+def one_line(result: Result, *words: str) -> None:
+    assert result.code == 2, result
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "imagine.py"])
+def test_what_is_no_run_is_one_line(name: str, script: Callable[..., Result], tmp_path: Path) -> None:
+    one_line(script(name, tmp_path / "nowhere"), "nowhere", "no config.yaml")
+    one_line(script(name, tmp_path), str(tmp_path), "no config.yaml")
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "imagine.py"])
+@pytest.mark.parametrize("damage", ["none there", "truncated", "foreign"])
+def test_a_run_without_a_good_checkpoint_is_one_line(
+    name: str, damage: str, run_dir: Path, script: Callable[..., Result], tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    *others, last = checkpoint.checkpoints(folder / "checkpoints")
+    for path in others:
+        path.unlink()
+    if damage == "none there":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[:5000] if damage == "truncated" else b"PK\x03\x04")
+    word = "no checkpoints there" if damage == "none there" else f"{last}: damaged, or no checkpoint of this project"
+    one_line(script(name, folder), word)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("evaluate.py", "--episodes", "0"), ("--episodes must be 1 or more, not 0",)),
+        (("imagine.py", "--horizon", "-1"), ("--horizon must be 1 or more, not -1",)),
+        (("evaluate.py", "--episodes", "1", "--video", "/proc/no.mp4"), ("/proc",)),
+        (("evaluate.py", "--episodes", "1", "--video", "film.avi"), ("film.avi", ".mp4 or .gif")),
+    ],
+)
+def test_wrong_values_are_one_line(
+    argv: tuple[str, ...], words: tuple[str, ...], run_dir: Path, script: Callable[..., Result]
+) -> None:
+    one_line(script(argv[0], run_dir, *argv[1:]), *words)
+
+
+def test_train_trains_resumes_and_has_nothing_to_do(script: Callable[..., Result], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    argv = [*BASE.split(), "--task", "catch", "--env-steps", "110", "--run-dir", folder]
+    assert script("train.py", *argv).code == 0
+    one_line(script("train.py", *argv), f"there is a run already; --resume {folder}")
+    assert script("train.py", "--resume", folder, "--env-steps", "120").code == 0
+    result = script("train.py", "--resume", folder)
+    assert result.code == 0 and "nothing to do" in result.err
+
+
+def test_train_says_in_one_line_what_went_wrong(run_dir: Path, script: Callable[..., Result], tmp_path: Path) -> None:
+    one_line(script("train.py", "--resume", tmp_path), "no config.yaml there")
+    argv = [*BASE.split(), "--task", "catch", "--run-dir", tmp_path / "run"]
+    one_line(script("train.py", *argv, "--data", tmp_path / "none"), "no such folder")
+    offline = ["--data", run_dir / "replay", "--training.offline-updates", "5"]
+    argv[argv.index("catch")] = "reach"
+    result = script("train.py", *argv, *offline, "--env-steps", "0")
+    one_line(result, "holds episodes of toy:catch, and the task is toy:reach")
+    argv += ["--optimizers.all.lr", "1e30", "--training.log-every-s", "1000"]
+    result = script("train.py", *argv)
+    assert result.code == 2 and "Traceback" not in result.err
+    assert "error: " in result.err.splitlines()[-1] and "resume with a lower learning rate" in result.err
