@@ -26,8 +26,11 @@ def main(argv: list[str]) -> int:
     from agents.pretrained import load_trained
     from agents.training.devices import choose_device
     from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
+    from agents.training.film import check_film_path
     from agents.training.video import write_episode_video
 
+    if arguments.video:
+        check_film_path(arguments.video)
     card, model, agent = load_trained(arguments.run, choose_device("auto"))
     stage, episodes = Stage(card.task, card.env), arguments.episodes
     played = evaluate_agent(stage, model, agent, episodes, record=bool(arguments.video))

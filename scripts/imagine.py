@@ -30,8 +30,9 @@ def main(argv: list[str]) -> int:
     from agents.pretrained import load_trained
     from agents.training.devices import choose_device
     from agents.training.evaluate import Stage, evaluate_agent, windows
-    from agents.training.film import COLUMNS, film_dream, film_imagination
+    from agents.training.film import COLUMNS, check_film_path, film_dream, film_imagination
 
+    check_film_path(out)
     card, model, agent = load_trained(arguments.run, choose_device("auto"))
     count, context, horizon = min(arguments.sequences, COLUMNS), arguments.context, arguments.horizon
     played = evaluate_agent(Stage(card.task, card.env), model, agent, count, record=count)

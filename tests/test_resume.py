@@ -28,24 +28,20 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
 DEBUG = "--preset debug --training.eval-every 0 --training.updates-per-env-step 0.1"
 ONE = f"{DEBUG} --collect.num-envs 1"
+SHORT = f"{ONE} --collect.prefill 20 --training.block-env-steps 30"
 EXACT = {
-    "reach": (f"{ONE} --agent dreamer --task reach", "--env-steps", 130),
-    "catch": (f"{ONE} --agent dreamer --task catch", "--env-steps", 130),
-    "targets": (f"{ONE} --agent dreamer-v2 --task catch --agent.slow-every 3", "--env-steps", 130),
-    "walker": (
-        f"{ONE} --agent dreamer --task walker-walk --env.quality lean --collect.prefill 20 "
-        "--training.block-env-steps 20",
-        "--env-steps",
-        40,
-    ),
+    "reach": (f"{SHORT} --agent dreamer --task reach", "--env-steps", 65),
+    "catch": (f"{SHORT} --agent dreamer --task catch", "--env-steps", 65),
+    "targets": (f"{SHORT} --agent dreamer-v2 --task catch --agent.slow-every 3", "--env-steps", 65),
+    "walker": (f"{SHORT} --agent dreamer --task walker-walk --env.quality lean", "--env-steps", 40),
     "offline": (
-        f"{ONE} --agent none --task catch --training.video-every 0 --data DATA --training.env-steps 0",
+        f"{SHORT} --agent none --task catch --training.video-every 0 --data DATA --training.env-steps 0",
         "--training.offline-updates",
-        8,
+        5,
     ),
-    "both": (f"{ONE} --agent none --task catch --data DATA --training.offline-updates 5", "--env-steps", 120),
+    "both": (f"{SHORT} --agent none --task catch --data DATA --training.offline-updates 5", "--env-steps", 40),
 }
-SEEN = "--training.eval-every 60 --training.video-every 60 --training.block-env-steps 60"
+SEEN = "--training.eval-every 60 --training.video-every 1000 --training.block-env-steps 25"
 FRESH = """
 import sys
 from agents.training import watch
@@ -138,8 +134,9 @@ def test_the_first_half_ended_in_the_middle_of_an_episode(halves: Path) -> None:
 
 def test_evaluating_and_filming_change_nothing_that_is_learned(halves: Path) -> None:
     seen, unseen = state_of(halves / "seen"), state_of(halves / "reach-2n")
-    assert len(list((halves / "seen" / "videos").glob("*.mp4"))) >= 4
-    assert seen.pop("evaluated_at") == 260 and seen.pop("filmed_at") == 240
+    evaluated = [entry for entry in read_metrics(halves / "seen" / "metrics.jsonl") if "eval/return_mean" in entry]
+    assert len(evaluated) == 3 and len(list((halves / "seen" / "videos").glob("*.mp4"))) == 2
+    assert seen.pop("evaluated_at") == 130 and seen.pop("filmed_at") == 75
     del unseen["evaluated_at"], unseen["filmed_at"]
     assert differences(seen, unseen) == []
 
@@ -387,12 +384,13 @@ def test_an_environment_without_a_state_begins_a_new_episode(
     assert all(row.is_last[-1] for row in rows) and (not ended or {row.info.length for row in rows} == {51})
 
 
-def test_two_worker_processes_go_on_with_all_their_episodes(tmp_path: Path) -> None:
-    line = f"{DEBUG} --agent dreamer --task catch --collect.workers process"
+def test_two_worker_processes_go_on_as_two_environments_in_one_process_would(tmp_path: Path) -> None:
+    line = f"{DEBUG} --agent dreamer --task catch"
     run(f"{line} --env-steps 240 --run-dir {tmp_path}/whole")
-    run(f"{line} --env-steps 120 --run-dir {tmp_path}/run")
+    run(f"{line} --env-steps 120 --collect.workers process --run-dir {tmp_path}/run")
     run(f"--resume {tmp_path}/run --env-steps 240")
     whole, resumed = state_of(tmp_path / "whole"), state_of(tmp_path / "run")
     consistent(tmp_path / "run", resumed)
+    del whole["rng"]["python"], resumed["rng"]["python"]  # the type checks of tests draw from it
     assert differences(whole, resumed) == []
     assert {parse_name(name)[0] for name in resumed["collector"]["manifest"]} == {0, 1}

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import warnings
-from collections.abc import Iterator
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,19 @@ from agents import load_agent
 from agents.training import checkpoint
 from agents.training.cli import parse
 from agents.training.config import load_config, shipped
-from agents.training.evaluate import Stage, evaluate_baselines
+from agents.training.evaluate import Stage, evaluate, evaluate_baselines
 from agents.training.learner import Learner
 from agents.training.logging import MetricsLog, read_metrics
+from agents.training.policies import ZeroPolicy
 from agents.training.run import Run, train
 from agents.training.watch import Watch, evenly_spaced
+from worldmodels.base import Spaces
 from worldmodels.envs import EnvPool, Step
 from worldmodels.replay.episodes import read_episode
 from worldmodels.replay.memory import Sample
 
 BASE = "--preset debug --training.eval-every 0 --training.updates-per-env-step 0.1 --collect.num-envs 1"
+UNSEEN = "--training.video-every 0"
 REACH = f"{BASE} --agent dreamer --task reach"
 
 
@@ -51,9 +53,11 @@ def newest(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("task", ["reach", "catch"])
 @pytest.mark.parametrize("agent", shipped().names("agents"))
 def test_every_agent_trains_on_continuous_and_discrete_actions(tmp_path: Path, agent: str, task: str) -> None:
-    assert run(f"{BASE} --agent {agent} --task {task} --env-steps 130 --run-dir {tmp_path}/run") == 0
+    assert (
+        run(f"{BASE} --agent {agent} --task {task} --env-steps 60 --collect.prefill 30 --run-dir {tmp_path}/run") == 0
+    )
     state = newest(tmp_path / "run")
-    assert state["env_steps"] == 130 and state["updates"] >= 4
+    assert state["env_steps"] == 60 and state["updates"] >= 4
     history = read_metrics(tmp_path / "run" / "metrics.jsonl")
     losses = [entry for entry in history if "total" in entry]
     assert len(losses) >= 4 and all(math.isfinite(entry["total"]) for entry in losses)
@@ -84,7 +88,9 @@ def test_a_run_folder_explains_itself_and_nothing_else_is_printed(
 
 
 def test_evaluations_are_logged_beside_their_baselines_on_the_same_seeds(tmp_path: Path) -> None:
-    run(f"{REACH} --env-steps 120 --training.eval-every 120 --training.eval-episodes 2 --run-dir {tmp_path}/run")
+    run(
+        f"{REACH} --env-steps 120 --training.eval-every 120 --training.eval-episodes 2 {UNSEEN} --run-dir {tmp_path}/run"
+    )
     entry = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     config = load_config(tmp_path / "run" / "config.yaml")
     expected = evaluate_baselines(Stage(config.task, config.env), load_agent(tmp_path / "run").spaces, 2)
@@ -235,16 +241,14 @@ def test_a_worker_that_is_killed_costs_its_episode_and_not_the_run(
     assert all(episode.info.length == 51 for episode in episodes if not episode.info.cut)
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_runs_and_evaluations_leave_no_file_or_process_open(tmp_path: Path) -> None:
-    line = f"{REACH} --env-steps 110 --training.eval-every 110 --collect.workers process"
-    run(f"{line} --run-dir {tmp_path}/first")
-    before = open_files()
-    run(f"{line} --run-dir {tmp_path}/second")
-    assert open_files() <= before and not active_children()
+    config = parse(f"{REACH} --run-dir {tmp_path}/first".split()).config
+    opened = []
+    for name in ("first", "second"):
+        run(f"{REACH} --env-steps 110 --training.eval-every 110 {UNSEEN} --run-dir {tmp_path}/{name}")
+        evaluate(Stage(config.task, config.env, "process"), lambda _: ZeroPolicy(Spaces((64, 64, 3), 2, False)), [0])
+        opened.append(len(os.listdir("/proc/self/fd")))
+    assert opened[1] <= opened[0] and not active_children()
 
 
 @pytest.fixture(scope="module")
@@ -255,14 +259,18 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "replay"
 
 
+@pytest.fixture(scope="module")
+def learned(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world model that learned from them alone."""
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    offline = f"--data {recorded} --env-steps 0 --training.offline-updates 20"
+    run(f"{BASE} --agent none --task catch {offline} --run-dir {folder}")
+    return folder
+
+
 @pytest.fixture
-def offline(recorded: Path, tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "offline"
-    run(
-        f"{BASE} --agent none --task catch --data {recorded} --env-steps 0 --training.offline-updates 20 "
-        f"--run-dir {folder}"
-    )
-    yield folder
+def offline(learned: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(learned, tmp_path / "offline"))
 
 
 def test_a_world_model_learns_from_data_alone_and_is_filmed(offline: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from multiprocessing import active_children
@@ -123,8 +124,6 @@ def test_what_is_no_run_is_one_line(name: str, script: Callable[..., Result], tm
 def test_a_run_without_a_good_checkpoint_is_one_line(
     name: str, damage: str, run_dir: Path, script: Callable[..., Result], tmp_path: Path
 ) -> None:
-    import shutil
-
     folder = shutil.copytree(run_dir, tmp_path / "run")
     *others, last = checkpoint.checkpoints(folder / "checkpoints")
     for path in others:
@@ -142,8 +141,9 @@ def test_a_run_without_a_good_checkpoint_is_one_line(
     [
         (("evaluate.py", "--episodes", "0"), ("--episodes must be 1 or more, not 0",)),
         (("imagine.py", "--horizon", "-1"), ("--horizon must be 1 or more, not -1",)),
-        (("evaluate.py", "--episodes", "1", "--video", "/proc/no.mp4"), ("/proc",)),
-        (("evaluate.py", "--episodes", "1", "--video", "film.avi"), ("film.avi", ".mp4 or .gif")),
+        (("evaluate.py", "--episodes", "1", "--video", f"{__file__}/film.mp4"), (__file__,)),
+        (("evaluate.py", "--video", "film.avi"), ("film.avi", ".mp4 or .gif")),
+        (("imagine.py", "--out", "film"), ("film", ".mp4 or .gif")),
     ],
 )
 def test_wrong_values_are_one_line(

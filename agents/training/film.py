@@ -29,6 +29,12 @@ def can_film(model: WorldModel) -> bool:
     return isinstance(model, Decoding) and isinstance(model, Rewarded)
 
 
+def check_film_path(path: Path) -> None:
+    """Raises ``ValueError`` for what will be no video, before anything is played for it."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"cannot write {path}: a video ends in .mp4 or .gif")
+
+
 def on_device(sequence: Sequence, device: torch.device) -> Sequence:
     """The same sequence on a device."""
     parts: list[Any] = [None if part is None else part.to(device) for part in sequence]
