@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import warnings
+from collections.abc import Iterator
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ UNSEEN = "--training.video-every 0"
 REACH = f"{BASE} --agent dreamer --task reach"
 
 
-@pytest.fixture(autouse=True)
-def small_films(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.training.watch.COLUMNS", 2)
-    monkeypatch.setattr("agents.training.watch.HORIZON", 6)
+@pytest.fixture(scope="module", autouse=True)
+def small_films() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.training.watch.COLUMNS", 2)
+        patch.setattr("agents.training.watch.HORIZON", 6)
+        yield
 
 
 def run(line: str) -> int:
@@ -53,9 +56,8 @@ def newest(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("task", ["reach", "catch"])
 @pytest.mark.parametrize("agent", shipped().names("agents"))
 def test_every_agent_trains_on_continuous_and_discrete_actions(tmp_path: Path, agent: str, task: str) -> None:
-    assert (
-        run(f"{BASE} --agent {agent} --task {task} --env-steps 60 --collect.prefill 30 --run-dir {tmp_path}/run") == 0
-    )
+    short = "--env-steps 60 --collect.prefill 30"
+    assert run(f"{BASE} --agent {agent} --task {task} {short} --run-dir {tmp_path}/run") == 0
     state = newest(tmp_path / "run")
     assert state["env_steps"] == 60 and state["updates"] >= 4
     history = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -88,9 +90,8 @@ def test_a_run_folder_explains_itself_and_nothing_else_is_printed(
 
 
 def test_evaluations_are_logged_beside_their_baselines_on_the_same_seeds(tmp_path: Path) -> None:
-    run(
-        f"{REACH} --env-steps 120 --training.eval-every 120 --training.eval-episodes 2 {UNSEEN} --run-dir {tmp_path}/run"
-    )
+    seen = "--training.eval-every 120 --training.eval-episodes 2"
+    run(f"{REACH} --env-steps 120 {seen} {UNSEEN} --run-dir {tmp_path}/run")
     entry = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     config = load_config(tmp_path / "run" / "config.yaml")
     expected = evaluate_baselines(Stage(config.task, config.env), load_agent(tmp_path / "run").spaces, 2)

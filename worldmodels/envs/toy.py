@@ -116,8 +116,8 @@ class Reach(Toy):
         def place(x: float, y: float) -> tuple[float, float]:
             return 0.5 + 0.4 * x, 0.5 + 0.4 * y
 
-        canvas.disc(place(state["target_x"], state["target_y"]), 0.10, ORANGE)
-        canvas.disc(place(state["x"], state["y"]), 0.06, BLUE)
+        canvas.disc(place(state["target_x"], state["target_y"]), 0.14, ORANGE)
+        canvas.disc(place(state["x"], state["y"]), 0.10, BLUE)
 
     def optimal_action(self) -> np.ndarray:
         gap = np.array([self.state["target_x"] - self.state["x"], self.state["target_y"] - self.state["y"]])
