@@ -29,17 +29,23 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
 DEBUG = "--preset debug --training.eval-every 0 --training.updates-per-env-step 0.1"
 ONE = f"{DEBUG} --collect.num-envs 1"
 SHORT = f"{ONE} --collect.prefill 20 --training.block-env-steps 30"
-EXACT = {
-    "reach": (f"{SHORT} --agent dreamer --task reach", "--env-steps", 65),
-    "catch": (f"{SHORT} --agent dreamer --task catch", "--env-steps", 65),
-    "targets": (f"{SHORT} --agent dreamer-v2 --task catch --agent.slow-every 3", "--env-steps", 65),
-    "walker": (f"{SHORT} --agent dreamer --task walker-walk --env.quality lean", "--env-steps", 40),
+EXACT = {  # a run, its length, the length of its first part, and the whole
+    "reach": (f"{SHORT} --agent dreamer --task reach", "--env-steps", 65, 130),
+    "catch": (f"{SHORT} --agent dreamer --task catch", "--env-steps", 60, 120),  # where a block ends
+    "targets": (f"{SHORT} --agent dreamer-v2 --task catch --agent.slow-every 3", "--env-steps", 65, 130),
+    "walker": (f"{SHORT} --agent dreamer --task walker-walk --env.quality lean", "--env-steps", 40, 80),
     "offline": (
         f"{SHORT} --agent none --task catch --training.video-every 0 --data DATA --training.env-steps 0",
         "--training.offline-updates",
         5,
+        10,
     ),
-    "both": (f"{SHORT} --agent none --task catch --data DATA --training.offline-updates 5", "--env-steps", 40),
+    "then-online": (
+        f"{SHORT} --agent none --task catch --training.video-every 0 --data DATA --training.offline-updates 5",
+        "--env-steps",
+        0,
+        60,
+    ),
 }
 SEEN = "--training.eval-every 60 --training.video-every 1000 --training.block-env-steps 25"
 FRESH = """
@@ -95,13 +101,13 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each run of ``EXACT`` twice: ``<name>-2n`` in one go, ``<name>-n`` in two, the second half in a fresh process."""
     folder = tmp_path_factory.mktemp("halves")
     first, second = [], []
-    for name, (line, count, half) in EXACT.items():
+    for name, (line, count, part, whole) in EXACT.items():
         line = line.replace("DATA", str(folder / "catch-2n" / "replay"))
-        first.append(f"{line} {count} {2 * half} --run-dir {folder}/{name}-2n")
-        first.append(f"{line} {count} {half} --run-dir {folder}/{name}-n")
-        second.append(f"--resume {folder}/{name}-n {count} {2 * half}")
-    line, count, half = EXACT["reach"]
-    fresh(*first, f"{line} {count} {2 * half} {SEEN} --run-dir {folder}/seen")
+        first.append(f"{line} {count} {whole} --run-dir {folder}/{name}-2n")
+        first.append(f"{line} {count} {part} --run-dir {folder}/{name}-n")
+        second.append(f"--resume {folder}/{name}-n {count} {whole}")
+    line, count, _, whole = EXACT["reach"]
+    fresh(*first, f"{line} {count} {whole} {SEEN} --run-dir {folder}/seen")
     for name in EXACT:
         shutil.copy(newest(folder / f"{name}-n")[0], folder / f"{name}-middle.ckpt")
     fresh(*second)
