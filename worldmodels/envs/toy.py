@@ -183,8 +183,8 @@ class Catch(Toy):
             return (column + 0.5) / self.cells, 1 - (height + 0.5) / self.cells
 
         x, y = place(state["paddle"], 0)
-        canvas.stroke((x - 0.03, y), (x + 0.03, y), 0.04, BLUE)
-        canvas.disc(place(state["ball"], state["height"]), 0.05, ORANGE)
+        canvas.stroke((x - 0.06, y), (x + 0.06, y), 0.05, BLUE)
+        canvas.disc(place(state["ball"], state["height"]), 0.10, ORANGE)
 
     def optimal_action(self) -> np.ndarray:
         return np.eye(3, dtype=np.float32)[int(np.sign(self.state["ball"] - self.state["paddle"])) + 1]
