@@ -266,7 +266,8 @@ def compose(
             raise ConfigError(f"command line: optimizers.{name}: {agent.name} has no such optimizer. {near}")
     layers.add(overrides, "command line")
     # null takes an optimizer away: so can one for everything be replaced by one for each part
-    layers.data["optimizers"] = {name: values for name, values in layers.data["optimizers"].items() if values is not None}
+    optimizers = layers.data["optimizers"].items()
+    layers.data["optimizers"] = {name: values for name, values in optimizers if values is not None}
     names = {"agent_name": agent.name, "agent_type": agent.type, "task": task, "preset": list(presets)}
     layers.add({**names, "world_model_name": world_model.name, "world_model_type": world_model.type}, "command line")
     return from_layers(layers.data, layers.sources, catalog, agent.source, world_model.source)
