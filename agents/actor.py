@@ -1,14 +1,16 @@
-"""The policy network of actor-critic agents: features to a distribution over actions."""
+"""The policy network of actor-critic agents, features to a distribution over actions, and what those agents share."""
 
+from abc import ABC
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from worldmodels.base import Spaces
+from agents.base import Agent, Carry
+from worldmodels.base import Latent, Rewarded, Spaces, WorldModel
 from worldmodels.distributions import (
     BoundedNormal,
     OneHot,
@@ -17,6 +19,7 @@ from worldmodels.distributions import (
     random_normal,
     random_uniform,
 )
+from worldmodels.heads import HeadConfig
 from worldmodels.layers import MLP, Activation, Norm
 
 CONTINUOUS = {"bounded_normal": BoundedNormal, "tanh_normal": TanhNormal, "truncated_normal": TruncatedNormal}
@@ -74,6 +77,33 @@ class Actor(nn.Module):
         if explore and self.config.exploration_noise:
             action = add_noise(action, self.spaces.discrete, self.config.exploration_noise, generator)
         return action if self.spaces.discrete else action.clamp(-1, 1)
+
+
+@runtime_checkable  # so that annotations can be checked in tests
+class ActorCriticConfig(Protocol):
+    """What the configs of actor-critic agents have in common."""
+
+    @property
+    def actor(self) -> ActorConfig: ...
+
+    @property
+    def critic(self) -> HeadConfig: ...
+
+
+class ActorCritic(Agent, ABC):
+    """What agents that learn an actor and a critic from features share: the two networks, and how to act."""
+
+    needs = (Rewarded,)
+
+    def __init__(self, config: ActorCriticConfig, model: WorldModel):
+        super().__init__(model)
+        self.actor = Actor(model.feature_dim, model.spaces, config.actor)
+        self.critic = config.critic.build(model.feature_dim)
+
+    def act(
+        self, model: WorldModel, latent: Latent, carry: Carry, *, explore: bool, generator: Generator | None
+    ) -> tuple[Float[Tensor, "B A"], Carry]:
+        return self.actor.act(model.features(latent), explore=explore, generator=generator), carry
 
 
 def add_noise(

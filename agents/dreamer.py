@@ -22,10 +22,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from agents.actor import Actor, ActorConfig, refuse_tanh_normal
-from agents.base import Agent, Carry, move_target
+from agents.actor import ActorConfig, ActorCritic, refuse_tanh_normal
+from agents.base import move_target
 from agents.imagination import dream, flatten_posterior, last_steps
 from agents.returns import return_after
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel
@@ -74,23 +74,14 @@ class ReturnRange(nn.Module):
         return self.value.clamp_min(self.floor)
 
 
-class Dreamer(Agent):
+class Dreamer(ActorCritic):
     """See the card at the top of the file."""
 
-    needs = (Rewarded,)
-
     def __init__(self, config: Config, model: WorldModel):
-        super().__init__(model)
+        super().__init__(config, model)
         self.config, self.scales = config, config.scales
-        self.actor = Actor(model.feature_dim, model.spaces, config.actor)
-        self.critic = config.critic.build(model.feature_dim)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_range = ReturnRange(config.return_rate, config.return_floor)
-
-    def act(
-        self, model: WorldModel, latent: Latent, carry: Carry, *, explore: bool, generator: Generator | None
-    ) -> tuple[Float[Tensor, "B A"], Carry]:
-        return self.actor.act(model.features(latent), explore=explore, generator=generator), carry
 
     def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
         config = self.config

@@ -18,11 +18,9 @@ Metrics: ``return`` and ``value`` (imagined, means).
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
 
-from agents.actor import Actor, ActorConfig
-from agents.base import Agent, Carry, frozen
+from agents.actor import ActorConfig, ActorCritic
+from agents.base import frozen
 from agents.imagination import dream, flatten_posterior
 from agents.returns import return_including
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel, map_latent
@@ -42,21 +40,12 @@ class Config:
         return DreamerV1(self, model)
 
 
-class DreamerV1(Agent):
+class DreamerV1(ActorCritic):
     """See the card at the top of the file."""
 
-    needs = (Rewarded,)
-
     def __init__(self, config: Config, model: WorldModel):
-        super().__init__(model)
+        super().__init__(config, model)
         self.config, self.scales = config, config.scales
-        self.actor = Actor(model.feature_dim, model.spaces, config.actor)
-        self.critic = config.critic.build(model.feature_dim)
-
-    def act(
-        self, model: WorldModel, latent: Latent, carry: Carry, *, explore: bool, generator: Generator | None
-    ) -> tuple[Float[Tensor, "B A"], Carry]:
-        return self.actor.act(model.features(latent), explore=explore, generator=generator), carry
 
     def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
         config = self.config

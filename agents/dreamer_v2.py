@@ -21,11 +21,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
 
-from agents.actor import Actor, ActorConfig, refuse_tanh_normal
-from agents.base import Agent, Carry, frozen, move_target
+from agents.actor import ActorConfig, ActorCritic, refuse_tanh_normal
+from agents.base import frozen, move_target
 from agents.imagination import dream, flatten_posterior
 from agents.returns import return_including
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel
@@ -51,25 +49,16 @@ class Config:
         return DreamerV2(self, model)
 
 
-class DreamerV2(Agent):
+class DreamerV2(ActorCritic):
     """See the card at the top of the file."""
 
-    needs = (Rewarded,)
-
     def __init__(self, config: Config, model: WorldModel):
-        super().__init__(model)
+        super().__init__(config, model)
         self.config, self.scales = config, config.scales
         self.pathwise = config.actor_gradient == "pathwise" or (
             config.actor_gradient == "auto" and not model.spaces.discrete
         )
-        self.actor = Actor(model.feature_dim, model.spaces, config.actor)
-        self.critic = config.critic.build(model.feature_dim)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-
-    def act(
-        self, model: WorldModel, latent: Latent, carry: Carry, *, explore: bool, generator: Generator | None
-    ) -> tuple[Float[Tensor, "B A"], Carry]:
-        return self.actor.act(model.features(latent), explore=explore, generator=generator), carry
 
     def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
         config = self.config
