@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Generator, Tensor, nn
 
@@ -48,6 +49,12 @@ class Sequence(NamedTuple):
     """The action that led to ``obs[:, 0]``; ignored where ``is_first[:, 0]``."""
     context: UInt8[Tensor, "B L"] | None = None
     """The packed latent of the step before ``obs[:, 0]`` (``Storing.pack``); ignored where ``is_first[:, 0]``."""
+
+
+def on_device(sequence: Sequence, device: torch.device) -> Sequence:
+    """The same sequence on a device."""
+    parts: list[Any] = [None if part is None else part.to(device, non_blocking=True) for part in sequence]
+    return Sequence(*parts)
 
 
 class Losses(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from agents.base import Agent
 from agents.training.imagined import headline, imagine_open_loop, open_loop_metrics, policy_dream
 from agents.training.video import draw_dream, draw_rollouts, write_json, write_video
-from worldmodels.base import Decoding, Latent, Rewarded, Sequence, WorldModel, map_latent
+from worldmodels.base import Decoding, Latent, Rewarded, Sequence, WorldModel, map_latent, on_device
 
 CONTEXT, HORIZON = 5, 45  # steps seen and imagined (Dreamer V1)
 COLUMNS = 6  # sequences side by side
@@ -33,12 +33,6 @@ def check_film_path(path: Path) -> None:
     """Raises ``ValueError`` for what will be no video, before anything is played for it."""
     if path.suffix not in (".mp4", ".gif"):
         raise ValueError(f"cannot write {path}: a video ends in .mp4 or .gif")
-
-
-def on_device(sequence: Sequence, device: torch.device) -> Sequence:
-    """The same sequence on a device."""
-    parts: list[Any] = [None if part is None else part.to(device) for part in sequence]
-    return Sequence(*parts)
 
 
 def film_imagination(

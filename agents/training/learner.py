@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from agents.base import Agent
 from agents.training.lightning import LightningModule
 from agents.training.optim import OptimizerConfig
-from worldmodels.base import Losses, Sequence, Storing, WorldModel
+from worldmodels.base import Losses, Storing, WorldModel, on_device
 from worldmodels.replay.memory import Replay, Sample
 
 
@@ -45,8 +45,7 @@ class Learner(LightningModule):
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
         # the index stays on the CPU, where the replay needs it
-        parts: list[Any] = [None if part is None else part.to(device, non_blocking=True) for part in batch.sequence]
-        return Sample(Sequence(*parts), batch.index)
+        return Sample(on_device(batch.sequence, device), batch.index)
 
     def training_step(self, sample: Sample, _: int) -> None:
         # own autocast: Lightning's forbids the cache of cast weights, and the RSSM would cast them at every time step
