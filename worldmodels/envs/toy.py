@@ -114,10 +114,10 @@ class Reach(Toy):
 
     def draw(self, state: State, canvas: "Canvas") -> None:
         def place(x: float, y: float) -> tuple[float, float]:
-            return 0.5 + 0.4 * x, 0.5 + 0.4 * y
+            return 0.5 + 0.32 * x, 0.5 + 0.32 * y
 
-        canvas.disc(place(state["target_x"], state["target_y"]), 0.14, ORANGE)
-        canvas.disc(place(state["x"], state["y"]), 0.10, BLUE)
+        canvas.disc(place(state["target_x"], state["target_y"]), 0.22, ORANGE)
+        canvas.disc(place(state["x"], state["y"]), 0.16, BLUE)
 
     def optimal_action(self) -> np.ndarray:
         gap = np.array([self.state["target_x"] - self.state["x"], self.state["target_y"] - self.state["y"]])
