@@ -162,17 +162,17 @@ class Pendulum(Toy):
 class Catch(Toy):
     """Be under the ball when it lands: left, stay, right; one drop an episode, reward 1 or -1 at its terminal end.
 
-    After bsuite's catch (Osband et al. 2020, arXiv:1908.03568), on a field of 9 x 9.
+    After bsuite's catch (Osband et al. 2020, arXiv:1908.03568): 5 columns, 10 rows.
     """
 
-    action_dim, discrete, limit = 3, True, 8
-    cells = 9
+    action_dim, discrete, limit = 3, True, 9
+    columns, rows = 5, 10
 
     def begin(self, rng: np.random.Generator) -> State:
-        return {"ball": float(rng.integers(self.cells)), "height": self.cells - 1.0, "paddle": float(self.cells // 2)}
+        return {"ball": float(rng.integers(self.columns)), "height": self.rows - 1.0, "paddle": float(self.columns // 2)}
 
     def advance(self, state: State, action: np.ndarray) -> tuple[State, float, bool]:
-        paddle = min(max(state["paddle"] + float(action.argmax()) - 1, 0), self.cells - 1)
+        paddle = min(max(state["paddle"] + float(action.argmax()) - 1, 0), self.columns - 1)
         height = state["height"] - 1
         landed = height == 0
         reward = (1.0 if paddle == state["ball"] else -1.0) if landed else 0.0
@@ -180,10 +180,10 @@ class Catch(Toy):
 
     def draw(self, state: State, canvas: "Canvas") -> None:
         def place(column: float, height: float) -> tuple[float, float]:
-            return (column + 0.5) / self.cells, 1 - (height + 0.5) / self.cells
+            return (column + 0.5) / self.columns, 1 - (height + 0.5) / self.rows
 
         x, y = place(state["paddle"], 0)
-        canvas.stroke((x - 0.06, y), (x + 0.06, y), 0.05, BLUE)
+        canvas.stroke((x - 0.05, y), (x + 0.05, y), 0.05, BLUE)
         canvas.disc(place(state["ball"], state["height"]), 0.10, ORANGE)
 
     def optimal_action(self) -> np.ndarray:
