@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from worldmodels.base import Latent, Losses, Sequence, WorldModel
@@ -38,8 +38,8 @@ class Agent(nn.Module, ABC):
                 )
         self.spaces = model.spaces
 
-    def initial(self, batch: int) -> Carry:
-        """The carry at the beginning of an episode."""
+    def initial(self, batch: int, device: torch.device) -> Carry:
+        """The carry at the beginning of an episode, for ``batch`` environments."""
         return NoCarry()
 
     @abstractmethod
@@ -52,8 +52,29 @@ class Agent(nn.Module, ABC):
     def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
         """Loss terms from a posterior ``[B, T]`` that still has its graph; the agent says where it detaches."""
 
+    def collected(
+        self, features: Float[Tensor, "B F"], action: Float[Tensor, "B A"], carry: Carry, is_first: Bool[Tensor, " B"]
+    ) -> None:
+        """Called after each step of acting to collect, random ones left out; ``carry`` is that after ``act``.
+
+        An agent that learns from its own plans keeps here what it needs, in buffers, so that a checkpoint has it.
+        """
+
     def after_update(self, updates: int) -> None:
         """Called after each optimiser step with the count of updates so far; target networks move here."""
+
+
+class Planning(ABC):
+    """Capability of an agent: acts by a sequence of actions that it has in mind."""
+
+    horizon: int
+    """Actions in a plan."""
+
+    @abstractmethod
+    def plan(
+        self, model: WorldModel, latent: Latent, carry: Carry, generator: Generator | None
+    ) -> Float[Tensor, "B H A"]:
+        """The actions that it would take from each latent if it never planned again."""
 
 
 @contextmanager

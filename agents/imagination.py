@@ -1,4 +1,4 @@
-"""Dreams: what a policy would live through in a world model."""
+"""Dreams: what a policy would live through in a world model, and what given actions would earn there."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from worldmodels.base import Latent, Sequence, WorldModel, map_latent
+from worldmodels.base import Latent, Rewarded, Sequence, WorldModel, map_latent
 
 
 class Dream(NamedTuple):
@@ -40,6 +40,63 @@ def dream(
         actions.append(action)
     stacked = map_latent(lambda *parts: torch.stack(parts, 1), *latents)
     return Dream(stacked, torch.stack(features, 1), torch.stack(actions, 1))
+
+
+Move = Callable[[Latent, Tensor], Latent]
+"""One imagined step of P particles each of M futures: latents ``[P, M]`` and actions ``[P, M, A]`` to latents."""
+
+
+def move_particles(model: WorldModel, generator: Generator | None = None) -> Move:
+    """Every particle by the model itself, each with noise of its own."""
+
+    def move(latent: Latent, action: Float[Tensor, "P M A"]) -> Latent:
+        moved = model.imagine(map_latent(lambda part: part.flatten(0, 1), latent), action.flatten(0, 1), generator)
+        return map_latent(lambda part: part.unflatten(0, action.shape[:2]), moved)
+
+    return move
+
+
+def imagined_returns(
+    model: WorldModel,
+    start: Latent,
+    act: Callable[[Latent, int], Tensor],
+    move: Move,
+    *,
+    futures: int,
+    particles: int,
+    horizon: int,
+    discount: float,
+    stop_at_end: bool,
+    value: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "B N"]:
+    """What N futures of each of B latents would earn: the mean over particles of the discounted rewards.
+
+    ``act(latent, t)``: actions ``[P, B * N, A]`` at step t from latents ``[P, B * N]``; ``follow`` is that of given
+    sequences. The sum is ``sum_t discount^t alive_t r(z_{t+1})`` over the rewards that arrive after the ``horizon``
+    actions, then ``discount^H alive_H value(features(z_H))`` where a ``value`` is given. ``alive_t`` is the product of
+    the continue probabilities of z_1..z_t (the reward that comes with an end counts), or 1 unless ``stop_at_end``.
+    """
+    assert isinstance(model, Rewarded)  # ``needs``
+
+    def spread(part: Tensor) -> Tensor:
+        return part.repeat_interleave(futures, 0).expand(particles, *[-1] * part.ndim)
+
+    latent = map_latent(spread, start)
+    total: Tensor | float = 0.0
+    weight: Tensor | float = 1.0
+    for t in range(horizon):
+        latent = move(latent, act(latent, t))
+        total = total + weight * model.reward(latent)
+        weight = discount * weight * (model.continues(latent) if stop_at_end else 1.0)
+    if value is not None:
+        total = total + weight * value(model.features(latent))
+    return torch.as_tensor(total).mean(0).unflatten(0, (-1, futures))
+
+
+def follow(actions: Float[Tensor, "B N H A"], particles: int) -> Callable[[Latent, int], Tensor]:
+    """For ``imagined_returns``: the given actions, whatever is imagined."""
+    steps = actions.flatten(0, 1)
+    return lambda latent, t: steps[:, t].expand(particles, -1, -1)
 
 
 def last_steps(latent: Latent, batch: Sequence, count: int) -> tuple[Latent, Sequence]:

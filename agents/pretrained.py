@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent
-from agents.training import checkpoint
+from agents.training import checkpoint, cli
 from agents.training.config import RunConfig, load_config
 from agents.training.policies import AgentPolicy
 from worldmodels.base import Spaces, WorldModel
@@ -111,6 +111,24 @@ def load_trained(source: str | Path, device: str | torch.device = "cpu") -> Trai
     check_fits(weights, agent.state_dict(), f"the agent of {source} does not fit its config")
     agent.load_state_dict(weights)
     return Trained(saved.card, model.to(device).eval(), agent.to(device).eval())
+
+
+def load_with_agent(source: str | Path, name: str, settings: list[str], device: str | torch.device = "cpu") -> Trained:
+    """The world model of a run or a saved folder with another agent, one that has nothing of its own to learn.
+
+    ``settings`` are words of the command line, such as ``--agent.planner.horizon 8``. Raises ``ValueError``.
+    """
+    saved, _ = read_trained(Path(source))
+    config = cli.parse(["--agent", name, "--world-model", str(source), *settings]).config
+    model = build(saved)
+    agent = config.agent.build(model)
+    if any(True for _ in agent.parameters()):
+        raise SavedModelError(
+            f"{name} has networks of its own that {source} did not train: "
+            f"python scripts/train.py --agent {name} --world-model {source}"
+        )
+    part = Part(name=config.agent_name, type=config.agent_type, config=to_dict(config.agent))
+    return Trained(replace(saved.card, agent=part), model.to(device).eval(), agent.to(device).eval())
 
 
 def read_trained(source: Path) -> tuple[Saved, dict[str, Tensor]]:

@@ -1,5 +1,8 @@
 """Play whole episodes with a trained agent: python scripts/evaluate.py RUN --episodes 10 --json
 
+With --agent NAME another agent plays on the same world model, one that has nothing of its own to learn: a planner.
+Its settings may follow, as in training: --preset cpu --agent.planner.candidates 200.
+
 Prints returns and lengths beside those of random and of no actions on the same seeds. An episode's success is its
 return; that it terminated says nothing.
 """
@@ -19,11 +22,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=10, help="one for each seed, the same ones every time")
     parser.add_argument("--json", action="store_true", help="print JSON, every single return included")
     parser.add_argument("--video", type=Path, metavar="FILE.mp4", help="film the first episode")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--agent", metavar="NAME", help="plan with NAME on the run's world model instead")
+    arguments, settings = parser.parse_known_args(argv)
+    if settings and not arguments.agent:
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
     if arguments.episodes < 1:
         raise ValueError(f"--episodes must be 1 or more, not {arguments.episodes}")
 
-    from agents.pretrained import load_trained
+    from agents.pretrained import load_trained, load_with_agent
     from agents.training.devices import choose_device
     from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
     from agents.training.film import check_film_path
@@ -31,7 +37,11 @@ def main(argv: list[str]) -> int:
 
     if arguments.video:
         check_film_path(arguments.video)
-    card, model, agent = load_trained(arguments.run, choose_device("auto"))
+    device = choose_device("auto")
+    if arguments.agent:
+        card, model, agent = load_with_agent(arguments.run, arguments.agent, settings, device)
+    else:
+        card, model, agent = load_trained(arguments.run, device)
     stage, episodes = Stage(card.task, card.env), arguments.episodes
     played = evaluate_agent(stage, model, agent, episodes, record=bool(arguments.video))
     baselines = evaluate_baselines(stage, model.spaces, episodes)

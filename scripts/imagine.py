@@ -1,8 +1,8 @@
 """Film what a trained world model imagines: python scripts/imagine.py RUN --context 5 --horizon 45 --out dream.mp4
 
 Plays fresh episodes, then shows truth, reconstruction, imagination with the same actions, and error; beside the video
-a JSON of the same name with PSNR, SSIM and reward error for each imagined step. The policy's own dream is
-``<out>-policy.mp4``.
+a JSON of the same name with PSNR, SSIM and reward error for each imagined step. What the policy
+has in mind is ``<out>-policy.mp4``: its own dream, or a planner's plan beside what then happened.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from agents.pretrained import load_trained
     from agents.training.devices import choose_device
     from agents.training.evaluate import Stage, evaluate_agent, windows
-    from agents.training.film import COLUMNS, check_film_path, film_dream, film_imagination
+    from agents.training.film import COLUMNS, check_film_path, film_imagination, film_policy
 
     check_film_path(out)
     card, model, agent = load_trained(arguments.run, choose_device("auto"))
@@ -40,10 +40,10 @@ def main(argv: list[str]) -> int:
     labels = {"task": card.task, "env_steps": card.training.env_steps, "seed": arguments.seed}
     film = film_imagination(model, sequence, context, out, **labels)
     policy = out.with_name(f"{out.stem}-policy{out.suffix}")
-    dream = film_dream(model, agent, sequence, context, horizon, policy, **labels)
+    own = film_policy(model, agent, sequence, context, horizon, policy, **labels)
     for name, value in film.metrics.items():
         print(f"{name.removeprefix('imagined/'):22} {value:8.3f}")
-    print(f"{film.path}\n{film.path.with_suffix('.json')}\n{dream.path}")
+    print(f"{film.path}\n{film.path.with_suffix('.json')}\n{own.path}")
     return 0
 
 

@@ -125,7 +125,15 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return parse_and_stop
 
     monkeypatch.setattr(cli, "parse", stop(cli.parse))
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop(argparse.ArgumentParser.parse_args))
+    parse_known = argparse.ArgumentParser.parse_known_args
+
+    def parse_known_and_stop(*arguments: Any, **keywords: Any) -> Any:
+        known, rest = parse_known(*arguments, **keywords)
+        if not rest:  # else they are refused, or settings that ``cli.parse`` is to read
+            raise Parsed
+        return known, rest
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_and_stop)
     yield
 
 

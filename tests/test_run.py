@@ -81,7 +81,7 @@ def test_a_run_folder_explains_itself_and_nothing_else_is_printed(
         "config.yaml", "fingerprint.json", "metrics.jsonl", "baselines.json",
         "checkpoints/000000100-000000001.ckpt", f"checkpoints/{stem}.ckpt",
         "replay/s000-000000000-51.wme", "replay/s000-000000051-51.wme",
-        f"videos/{stem}-imagined.mp4", f"videos/{stem}-imagined.json", f"videos/{stem}-dream.mp4",
+        f"videos/{stem}-imagined.mp4", f"videos/{stem}-imagined.json", f"videos/{stem}-policy.mp4",
     }  # fmt: skip
     assert load_config(folder / "config.yaml") == parse(line.replace(str(folder), f"{tmp_path}/other").split()).config
     out, err = capfd.readouterr()

@@ -68,7 +68,7 @@ def test_evaluate_gives_every_return_beside_the_baselines_as_json(
     for who in ("agent", "random", "zero"):
         result = report[who]
         assert result.keys() == {"return_mean", "return_std", "length_mean", "returns", "lengths"}
-        assert result["lengths"] == [50 if task == "reach" else 8] * 3
+        assert result["lengths"] == [50 if task == "reach" else 9] * 3
         mean = sum(result["returns"]) / 3
         deviation = math.sqrt(sum((value - mean) ** 2 for value in result["returns"]) / 3)
         assert result["return_mean"] == pytest.approx(mean) and result["return_std"] == pytest.approx(deviation)
@@ -84,7 +84,37 @@ def test_evaluate_prints_a_table_for_people(run_dir: Path, script: Callable[...,
     lines = out.splitlines()
     assert code == 0 and lines[0] == "toy:catch, 110 env steps, 2 episodes on the same seeds"
     assert [line.split()[0] for line in lines[1:]] == ["agent", "random", "zero"]
-    assert all("length    8.0" in line for line in lines[1:])
+    assert all("length    9.0" in line for line in lines[1:])
+
+
+def test_any_planner_plays_on_a_model_that_another_agent_trained(
+    trained: Path, script: Callable[..., Result], tmp_path: Path
+) -> None:
+    asked = ("--episodes", "2", "--json", "--agent", "planet", "--preset", "debug")
+    code, out, _ = script("evaluate.py", trained, *asked)
+    report = json.loads(out)
+    assert code == 0 and report["env_steps"] == 120 and len(report["agent"]["returns"]) == 2
+    taken = tmp_path / "taken"
+    line = ("--agent", "planet", "--world-model", trained, "--preset", "debug", "--run-dir", taken, "--env-steps", "0")
+    code, _, err = script("train.py", *line)
+    assert code == 0 and err.splitlines()[-1].endswith(f"nothing learned: python scripts/evaluate.py {taken}")
+    again = json.loads(script("evaluate.py", taken, "--episodes", "2", "--json").out)
+    assert again["agent"] == report["agent"] and again["env_steps"] == 0, "the same model, agent, seeds and noise"
+    film = script(
+        "imagine.py", taken, "--horizon", "2", "--context", "2", "--sequences", "1", "--out", tmp_path / "x.mp4"
+    )
+    assert film.code == 0 and len(iio.imread(tmp_path / "x-policy.mp4")) == 4, "what was planned beside what happened"
+    code, _, err = script("train.py", "--resume", taken)
+    assert code == 0 and "nothing to do" in err
+    code, _, err = script("train.py", "--resume", taken, "--env-steps", "120", "--training.eval-every", "0")
+    assert code == 0, err
+    assert json.loads(script("evaluate.py", taken, "--episodes", "1", "--json").out)["env_steps"] >= 120
+
+
+def test_an_agent_with_networks_to_train_is_not_played_untrained(run_dir: Path, script: Callable[..., Result]) -> None:
+    untrained = script("evaluate.py", run_dir, "--agent", "dreamer-v2", "--preset", "debug")
+    one_line(untrained, "networks of its own", "--world-model")
+    one_line(script("evaluate.py", run_dir, "--agent", "planett"), "planet")
 
 
 def test_imagine_films_truth_and_dream_with_numbers_beside_them(
@@ -104,7 +134,7 @@ def test_imagine_goes_as_far_as_the_episodes_do(run_dir: Path, script: Callable[
     code, _, _ = script("imagine.py", run_dir, "--sequences", "1", "--out", tmp_path / "x.gif")
     assert code == 0
     numbers = json.loads((tmp_path / "x.json").read_text())
-    assert numbers["context"] + numbers["horizon"] == 9, "an episode of catch"
+    assert numbers["context"] + numbers["horizon"] == 10, "an episode of catch"
 
 
 def one_line(result: Result, *words: str) -> None:

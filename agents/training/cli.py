@@ -40,6 +40,20 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A run or a saved model that a world model comes from, and what it was trained in."""
+
+    weights: Path
+    task: str
+    env: dict[str, Any]
+
+    def env_for(self, task: str) -> dict[str, Any]:
+        """What a run on ``task`` takes over of its environment: all in the same suite, else the image size."""
+        same = task.split(":")[0] == self.task.split(":")[0]
+        return {"env": self.env if same else {"size": self.env["size"]}}
+
+
+@dataclass(frozen=True)
 class Names:
     """What chooses types and files, under the names it has in a ``RunConfig``."""
 
@@ -129,12 +143,14 @@ def started(line: Line, catalog: Catalog) -> Command:
     files = [(read_yaml(Path(path), path), path) for path in line.values.get("config", [])]
     names, asked = named(line, files), "help" in line.switches
     agent_name = names.agent_name or (default_agent(catalog) if asked else None)
-    task = names.task or ("walker-walk" if asked else None)
-    for what, name in (("agent", agent_name), ("task", task)):
-        if not name:
-            raise ConfigError(f"--{what} is needed; --list-{what}s shows what there is")
-    agent, task = catalog.entry("agents", agent_name or ""), resolve_task(task or "")
-    model, weights = world_model(names.world_model_name or agent.world_model, catalog)
+    if not agent_name:
+        raise ConfigError("--agent is needed; --list-agents shows what there is")
+    agent = catalog.entry("agents", agent_name)
+    model, origin = world_model(names.world_model_name or agent.world_model, catalog)
+    task = names.task or (origin.task if origin else "walker-walk" if asked else None)
+    if not task:
+        raise ConfigError("--task is needed; --list-tasks shows what there is")
+    task = resolve_task(task)
     chosen = presets(names.preset, agent, model, line.settings, catalog)
     config = compose(
         catalog,
@@ -142,6 +158,7 @@ def started(line: Line, catalog: Catalog) -> Command:
         world_model=model,
         task=task,
         presets=chosen,
+        saved=(origin.env_for(task), f"--world-model {origin.weights}") if origin else None,
         files=[({key: data[key] for key in data if key not in NAMES}, path) for data, path in files],
         overrides=line.settings,
     )
@@ -154,6 +171,7 @@ def started(line: Line, catalog: Catalog) -> Command:
     if chosen[:1] != names.preset[:1]:
         why = {"paper": "there is an accelerator", "cpu": "no accelerator; --preset paper for published sizes"}
         print(f"preset {chosen[0]}: {why[chosen[0]]}", file=sys.stderr)
+    weights = origin.weights if origin else None
     return Command(config=config, run_dir=run_dir, world_model=weights, transfer=line.last("transfer"), data=data)
 
 
@@ -196,8 +214,8 @@ def default_agent(catalog: Catalog) -> str:
     return "dreamer" if "dreamer" in agents else agents[0]
 
 
-def world_model(name: str, catalog: Catalog) -> tuple[Entry, Path | None]:
-    """A world model's config by name, or that of a run or a saved model, and where its weights are."""
+def world_model(name: str, catalog: Catalog) -> tuple[Entry, Origin | None]:
+    """A world model's config by name, or that of a run or a saved model, and where it comes from."""
     if name in catalog.names("worldmodels"):
         return catalog.entry("worldmodels", name), None
     path = Path(name)
@@ -205,8 +223,9 @@ def world_model(name: str, catalog: Catalog) -> tuple[Entry, Path | None]:
         near = did_you_mean(name, catalog.names("worldmodels"))
         raise ConfigError(f"unknown world model {name!r}: neither a config nor a folder. {near}")
     if (path / CONFIG).is_file():
-        part = read_card(path).world_model
-        return Entry(part.name, part.type, {"config": part.config}, {}, str(path / CONFIG)), path
+        card = read_card(path)
+        part, origin = card.world_model, Origin(path, card.task, to_dict(card.env))
+        return Entry(part.name, part.type, {"config": part.config}, {}, str(path / CONFIG)), origin
     file = path / "config.yaml"
     if not file.is_file():
         raise ConfigError(
@@ -215,7 +234,8 @@ def world_model(name: str, catalog: Catalog) -> tuple[Entry, Path | None]:
         )
     before = load_config(file, catalog)
     values = {"config": to_dict(before.world_model)}
-    return Entry(before.world_model_name, before.world_model_type, values, {}, str(file)), path
+    origin = Origin(path, before.task, to_dict(before.env))
+    return Entry(before.world_model_name, before.world_model_type, values, {}, str(file)), origin
 
 
 def presets(

@@ -38,8 +38,14 @@ class Collector:
         """Act once in every environment; the episodes that ended with what was seen before acting."""
         step = self.arrived if self.arrived is not None else self.pool.reset()
         latent = self.policy.observe(step.obs, step.is_first)
-        action = self.policy.act_randomly() if self.env_steps < self.prefill else self.policy.act()
-        model, action = self.policy.model, action.float().cpu()
+        model = self.policy.model
+        if self.env_steps < self.prefill:
+            action = self.policy.act_randomly()
+        else:
+            action = self.policy.act()
+            is_first = torch.as_tensor(step.is_first, device=action.device)
+            self.policy.agent.collected(model.features(latent), action, self.policy.carry, is_first)
+        action = action.float().cpu()
         packed = model.pack(latent) if isinstance(model, Storing) and self.replay.packed_bytes else None
         self.replay.add(step, action, packed)
         self.store.add(step, action)

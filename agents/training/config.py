@@ -234,12 +234,14 @@ def compose(
     world_model: Entry,
     task: str,
     presets: tuple[str, ...],
+    saved: tuple[Mapping[str, Any], str] | None = None,
     files: Iterable[tuple[Mapping[str, Any], str]],
     overrides: Mapping[str, Any],
 ) -> RunConfig:
     """Everything that has a say, in order; the later one wins. Raises ``ConfigError``.
 
-    ``task`` is a canonical name, ``suite:name``. ``files`` are mappings with what errors call them.
+    ``task`` is a canonical name, ``suite:name``. ``saved``, what a saved world model knows of its environment, and
+    ``files`` are mappings with what errors call them.
     """
     layers = Layers()
     layers.add(*catalog.read("run"))
@@ -258,7 +260,7 @@ def compose(
             layers.add(data, source)
         for part, entry in parts.items():
             layers.add(in_run(part, entry.presets.get(preset, {})), f"{entry.source} (preset {preset})")
-    for data, source in files:
+    for data, source in [*([saved] if saved else []), *files]:
         layers.add(data, source)
     for name in overrides.get("optimizers", {}):
         if name not in (known := layers.data["optimizers"] or {}):

@@ -1,4 +1,4 @@
-"""Films of what a model imagines and of what a policy dreams, from sequences that really happened."""
+"""Films of what a model imagines, and a policy dreams or plans, from sequences that really happened."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from agents.base import Agent
+from agents.base import Agent, Planning
 from agents.training.imagined import headline, imagine_open_loop, open_loop_metrics, policy_dream
 from agents.training.video import draw_dream, draw_rollouts, write_json, write_video
 from worldmodels.base import Decoding, Latent, Rewarded, Sequence, WorldModel, map_latent, on_device
@@ -48,6 +48,15 @@ def film_imagination(
     return Film(frames, write_video(frames, path), headline(imagined))
 
 
+def film_policy(
+    model: WorldModel, agent: Agent, sequence: Sequence, context: int, horizon: int, path: Path, **labels: Any
+) -> Film:
+    """What an agent has in mind after the context: the plan of one that plans, else a dream of ``horizon`` steps."""
+    if isinstance(agent, Planning):
+        return film_plan(model, agent, sequence, context, path, **labels)
+    return film_dream(model, agent, sequence, context, horizon, path, **labels)
+
+
 def film_dream(
     model: WorldModel,
     agent: Agent,
@@ -67,7 +76,7 @@ def film_dream(
     seen = first_steps(on_device(sequence, device), context)
     with torch.no_grad():
         latent = map_latent(lambda part: part[:, -1], model.filter(seen, generator))
-    carry = agent.initial(len(seen.reward))
+    carry = agent.initial(len(seen.reward), device)
 
     def act(latent: Latent) -> Tensor:
         nonlocal carry
@@ -78,6 +87,38 @@ def film_dream(
     frames = draw_dream(dream, task=task, env_steps=env_steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics = {"dream/reward": float(dream.reward.mean()), "dream/continues": float(dream.continues.mean())}
+    return Film(frames, write_video(frames, path), metrics)
+
+
+def film_plan(
+    model: WorldModel,
+    agent: Planning,
+    sequence: Sequence,
+    context: int,
+    path: Path,
+    *,
+    task: str,
+    env_steps: int,
+    seed: int = 0,
+) -> Film:
+    """What a planner has in mind after the context, beside what then happened: a video at ``path`` (.mp4).
+
+    It planned again at every step, so the two may part without the model being wrong.
+    """
+    assert isinstance(agent, Agent)
+    device = next(model.parameters()).device
+    generator = Generator(device).manual_seed(seed)
+    context = min(context, sequence.obs.shape[1] - 1)
+    ahead = min(agent.horizon, sequence.obs.shape[1] - context)
+
+    def choose(latent: Latent) -> Tensor:
+        return agent.plan(model, latent, agent.initial(len(sequence.reward), device), generator)[:, :ahead]
+
+    span = first_steps(on_device(sequence, device), context + ahead)
+    imagined = imagine_open_loop(model, span, context, generator, choose)
+    frames = draw_rollouts(imagined, task=f"{task}, as planned", env_steps=env_steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics = {"plan/reward": float(imagined.reward_imagination[:, context:].mean())}
     return Film(frames, write_video(frames, path), metrics)
 
 

@@ -53,12 +53,17 @@ class Dream(NamedTuple):
 
 @torch.no_grad()
 def imagine_open_loop(
-    model: WorldModel, sequence: Sequence, context: int, generator: Generator | None = None
+    model: WorldModel,
+    sequence: Sequence,
+    context: int,
+    generator: Generator | None = None,
+    choose: Callable[[Latent], Float[Tensor, "B H A"]] | None = None,
 ) -> Imagined:
     """Filter ``context`` frames, then imagine the rest of ``sequence`` with its recorded actions.
 
-    The sequence lies on the model's device; the model needs ``Decoding`` and ``Rewarded``. ``ValueError`` where it
-    lacks one, or where nothing would be seen or nothing imagined.
+    Or with those that ``choose`` makes of the last latent seen, such as a plan: then the imagination is what was meant
+    to happen, and need not be like the truth. The sequence lies on the model's device; the model needs ``Decoding``
+    and ``Rewarded``. ``ValueError`` where it lacks one, or where nothing would be seen or nothing imagined.
     """
     decoding, rewarded = _filmable(model)
     num_steps = sequence.obs.shape[1]
@@ -66,7 +71,8 @@ def imagine_open_loop(
         raise ValueError(f"context is {context}, but a sequence of {num_steps} steps needs 1 <= context < {num_steps}")
     posterior = model.filter(sequence, generator)
     start = map_latent(lambda x: x[:, context - 1], posterior)
-    prior = model.rollout(start, sequence.action[:, context - 1 : -1], generator)
+    actions = sequence.action[:, context - 1 : -1] if choose is None else choose(start)
+    prior = model.rollout(start, actions, generator)
     film, told = decoding.decode(posterior), rewarded.reward(posterior)
     imagination = torch.cat((film[:, :context], decoding.decode(prior)), dim=1)
     reward = torch.cat((told[:, :context], rewarded.reward(prior)), dim=1)

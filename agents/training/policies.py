@@ -30,7 +30,7 @@ class AgentPolicy:
         self.device = next(model.parameters()).device
         self.generator = Generator(self.device).manual_seed(seed)
         self.latent: Latent = model.initial(batch)
-        self.carry = agent.initial(batch)
+        self.carry = agent.initial(batch, self.device)
         self.action = torch.zeros(batch, model.spaces.action_dim, device=self.device)
 
     @torch.no_grad()
@@ -39,7 +39,7 @@ class AgentPolicy:
         first = torch.from_numpy(np.asarray(is_first)).to(self.device)
         image = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
         self.latent = self.model.observe(self.latent, self.action, image, first, self.generator)
-        self.carry = where_first(first, self.agent.initial(self.batch), self.carry)
+        self.carry = where_first(first, self.agent.initial(self.batch, self.device), self.carry)
         return self.latent
 
     @torch.no_grad()

@@ -41,6 +41,7 @@ from worldmodels.replay.datasets import load_dataset
 from worldmodels.replay.episodes import scan
 from worldmodels.replay.memory import Replay
 from worldmodels.replay.store import EpisodeStore
+from worldmodels.strict import from_dict
 
 OFFLINE = "--training.offline-updates"
 PACKAGES = ("torch", "lightning", "numpy", "mujoco", "dm-control", "gymnasium")
@@ -82,8 +83,14 @@ class Run:
             check_data(command.data, spaces, fingerprint, config.task, self.pool)
         if self.pool is not None:
             spaces, fingerprint = self.pool.spaces, self.pool.fingerprint
+        elif state is not None:
+            spaces, fingerprint = from_dict(Spaces, state["spaces"], "the checkpoint: spaces"), state["fingerprint"]
+        elif transfer is not None and self.dataset is None:
+            spaces, fingerprint = transfer.saved.card.spaces, transfer.saved.card.fingerprint
         elif self.dataset is None:
-            raise ValueError("nothing to learn from: give --env-steps more than 0, or --data DIR")
+            raise ValueError(
+                "nothing to learn from: give --env-steps more than 0, --data DIR, or a saved --world-model"
+            )
         self.fingerprint, self.spaces = fingerprint, spaces
         self.model, self.agent = build_networks(config, spaces)
         self.transferred = transfer.into(self.model, fingerprint) if transfer else None
@@ -154,7 +161,12 @@ class Run:
         return phases
 
     def optimizers(self) -> list[Any]:
-        """Those that Lightning has made for the phase under way; not its wrappers, which would keep a loaded state."""
+        """Those that Lightning has made for the phase under way; not its wrappers, which would keep a loaded state.
+
+        None where a run only takes a saved world model over and learns nothing.
+        """
+        if not self.phases:
+            return []
         optimizers = self.learner.optimizers(use_pl_optimizer=False)
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
@@ -210,8 +222,8 @@ class Run:
             self.collector.load_state_dict(state["collector"], same_world=same_world)
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
-        """To be called last, when Lightning has made the optimisers."""
-        for optimizer, saved in zip(self.optimizers(), state["optimizers"], strict=True):
+        """To be called last, when Lightning has made the optimisers; a run that learned nothing had none."""
+        for optimizer, saved in zip(self.optimizers(), state["optimizers"], strict=bool(state["updates"])):
             optimizer.load_state_dict(saved)
         checkpoint.set_random_state(state["rng"])
 
@@ -280,6 +292,10 @@ def _train(command: Command) -> int:
                 )
                 return 0
         describe(run, command)
+        if not run.phases:
+            run.save()
+            print(f"taken over as it is, nothing learned: python scripts/evaluate.py {run.folder}", file=sys.stderr)
+            return 0
         watch = Watch(run, state, resumed=command.resume is not None)
         stack.callback(watch.close)
         for phase in run.phases:

@@ -13,7 +13,7 @@ import torch
 
 from agents.training import checkpoint
 from agents.training.evaluate import evaluate_agent, evaluate_baselines, evaluation_seeds, stage_of, windows
-from agents.training.film import COLUMNS, CONTEXT, HORIZON, can_film, film_dream, film_imagination
+from agents.training.film import COLUMNS, CONTEXT, HORIZON, can_film, film_imagination, film_policy
 from agents.training.lightning import Callback, LightningModule, Trainer
 from agents.training.logging import MeanMetrics, MetricsLog
 from agents.training.phases import Online, Phase
@@ -207,13 +207,13 @@ class Watch(Callback):
         return {name: known[name]["return_mean"] for name in ("random", "zero")}
 
     def film(self, sequence: Sequence) -> Path:
-        """Imagined rollouts and the policy's own dream."""
+        """Imagined rollouts, and what the policy has in mind: its plan or its own dream."""
         run = self.run
         stem = str(run.folder / "videos" / f"{run.env_steps:09d}-{run.updates:09d}")
         labels: dict[str, Any] = {"task": run.config.task, "env_steps": run.env_steps}
         imagined = film_imagination(run.model, sequence, CONTEXT, Path(f"{stem}-imagined.mp4"), **labels)
-        dream = film_dream(run.model, run.agent, sequence, CONTEXT, HORIZON, Path(f"{stem}-dream.mp4"), **labels)
-        for name, film in (("imagined", imagined), ("dream", dream)):
+        own = film_policy(run.model, run.agent, sequence, CONTEXT, HORIZON, Path(f"{stem}-policy.mp4"), **labels)
+        for name, film in (("imagined", imagined), ("policy", own)):
             self.metrics_log.video(name, film.frames, run.env_steps, run.updates, film.path)
             self.metrics_log.log(film.metrics, run.env_steps, run.updates)
         return imagined.path

@@ -169,7 +169,8 @@ class Catch(Toy):
     columns, rows = 5, 10
 
     def begin(self, rng: np.random.Generator) -> State:
-        return {"ball": float(rng.integers(self.columns)), "height": self.rows - 1.0, "paddle": float(self.columns // 2)}
+        ball, middle = float(rng.integers(self.columns)), float(self.columns // 2)
+        return {"ball": ball, "height": self.rows - 1.0, "paddle": middle}
 
     def advance(self, state: State, action: np.ndarray) -> tuple[State, float, bool]:
         paddle = min(max(state["paddle"] + float(action.argmax()) - 1, 0), self.columns - 1)
