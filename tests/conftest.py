@@ -74,6 +74,7 @@ def make_batch() -> Callable[..., Sequence]:
             is_last=is_last,
             is_terminal=is_terminal,
             prev_action=action[:, 0],
+            step=torch.arange(size * length).view(size, length),
         )
 
     return make

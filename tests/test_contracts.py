@@ -41,16 +41,21 @@ def awake(module: nn.Module) -> nn.Module:
     return module
 
 
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+    """A config with other values of the fields of these names, as far as it or a config in it has them."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    inner = {key: changed(value, changes) for key, value in values.items() if dataclasses.is_dataclass(value)}
+    return dataclasses.replace(config, **inner, **{key: changes[key] for key in changes.keys() & values})
+
+
 @pytest.fixture
 def build(debug_run: Build, make_spaces: Build) -> Build:
     """A world model by name, awake."""
 
     def made(name: str, discrete: bool = False, **changes: Any) -> Any:
         config = debug_run("none", name).world_model
-        known = {field.name for field in dataclasses.fields(config)}
-        config = dataclasses.replace(config, **{key: value for key, value in changes.items() if key in known})
         torch.manual_seed(0)
-        return awake(config.build(make_spaces(discrete)))
+        return awake(changed(config, changes).build(make_spaces(discrete)))
 
     return made
 
@@ -381,7 +386,7 @@ def test_actions_are_valid_and_follow_the_generator(
     for explore in (True, False):
 
         def act(seed: int, explore: bool = explore) -> Tensor:
-            g, carry, actions = generator(seed), agent.initial(3), []
+            g, carry, actions = generator(seed), agent.initial(3, torch.device("cpu")), []
             for _ in range(3):
                 action, carry = agent.act(model, latent, carry, explore=explore, generator=g)
                 actions.append(action)
@@ -407,7 +412,7 @@ def test_a_saved_agent_acts_the_same(agent_name: str, pair: Build, make_batch: B
     other.load_state_dict(agent.state_dict(), strict=True)
     latent = at(model.filter(make_batch(), generator()), slice(None), -1)
     actions = [
-        a.act(model, latent, a.initial(3), explore=False, generator=generator())[0]
+        a.act(model, latent, a.initial(3, torch.device("cpu")), explore=False, generator=generator())[0]
         for a in (agent, other, copy.deepcopy(agent))
     ]
     assert torch.equal(actions[0], actions[1]) and torch.equal(actions[0], actions[2])

@@ -68,6 +68,7 @@ def assert_window(replay, naive, sample, b):
     stream, start = int(index[0] % replay.num_streams), int(index[0] // replay.num_streams)
     length = len(index)
     assert (index == (torch.arange(start, start + length) * replay.num_streams + stream)).all()
+    assert torch.equal(sequence.step[b], index)
     assert naive.begin(stream) <= start and start + length <= len(naive.rows[stream])
     rows = naive.rows[stream][start : start + length]
     before = naive.rows[stream][start - 1] if start > naive.begin(stream) else None

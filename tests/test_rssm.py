@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from worldmodels import encoders
 from worldmodels.cells import BlockGRU, BlockGRUConfig, DenseGRUConfig, gru_update
+from worldmodels.decoders import image_loss
+from worldmodels.encoders import dequantise
 from worldmodels.layers import BlockLinear
 
 DETER, BLOCKS, HIDDEN = 32, 8, 6
@@ -119,7 +122,8 @@ def rssm(debug_run, make_spaces):
 
     def build(name: str, free_nats: float):
         torch.manual_seed(0)
-        config = dataclasses.replace(debug_run("dreamer", name).world_model, free_nats=free_nats)
+        # all 8 bits: what a test encodes itself then has no noise
+        config = dataclasses.replace(debug_run("dreamer", name).world_model, free_nats=free_nats, bits=8)
         return config.build(make_spaces())
 
     return build
@@ -130,11 +134,11 @@ def gradients(term: Tensor, module: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, module.parameters(), strict=True)]
 
 
-@pytest.mark.parametrize("name", ["rssm-v1", "rssm-v2", "rssm-v3"])
+@pytest.mark.parametrize("name", ["rssm-planet", "rssm-v1", "rssm-v2", "rssm-v3"])
 def test_kl_balance_gives_each_side_its_share_of_the_plain_kl(name: str, rssm, make_batch):
     """One step, so that the only way into a network is its own side of the KL."""
     model, batch = rssm(name, 0.0), make_batch(length=5)
-    batch = type(batch)(*(x[:, 2:3] if x is not None and x.dim() > 1 else x for x in batch[:-2]), batch.prev_action)
+    batch = type(batch)(*(x[:, 2:3] if x is not None and x.dim() > 1 else x for x in batch[:6]), batch.prev_action)
     terms = model.loss(batch)[1].terms
     scales = model.config.scales
     kl = scales["dyn"] * terms["dyn"] + scales["rep"] * terms["rep"]
@@ -149,13 +153,15 @@ def test_kl_balance_gives_each_side_its_share_of_the_plain_kl(name: str, rssm, m
 
 
 def test_the_scales_are_those_of_the_papers(debug_run):
-    scales = {name: debug_run("dreamer", name).world_model.scales for name in ("rssm-v1", "rssm-v2", "rssm-v3")}
+    names = ("rssm-planet", "rssm-v1", "rssm-v2", "rssm-v3")
+    scales = {name: debug_run("dreamer", name).world_model.scales for name in names}
+    assert scales["rssm-planet"] == {"image": 0.5, "dyn": 1.0, "rep": 1.0, "reward": 10.0, "continue": 1.0}
     assert (scales["rssm-v2"]["dyn"], scales["rssm-v2"]["rep"]) == (0.8, 0.2)
     assert (scales["rssm-v3"]["dyn"], scales["rssm-v3"]["rep"]) == (1.0, 0.1)
     assert scales["rssm-v1"]["dyn"] == scales["rssm-v1"]["rep"] == 1.0
 
 
-@pytest.mark.parametrize("name", ["rssm-v1", "rssm-v2", "rssm-v3"])
+@pytest.mark.parametrize("name", ["rssm-planet", "rssm-v1", "rssm-v2", "rssm-v3"])
 def test_below_the_free_nats_the_kl_is_constant_and_has_no_gradient(name: str, rssm, make_batch):
     model = rssm(name, 50.0)
     terms = model.loss(make_batch())[1].terms
@@ -164,9 +170,9 @@ def test_below_the_free_nats_the_kl_is_constant_and_has_no_gradient(name: str, r
         assert all((g == 0).all() for g in gradients(terms[term], model))
 
 
-def test_v1_and_v2_floor_the_mean_and_v3_each_step(rssm):
+def test_v1_and_v2_floor_the_mean_and_planet_and_v3_each_step(rssm):
     kl = torch.tensor([[0.5, 3.0]])
-    assert rssm("rssm-v3", 1.0)._floored(kl).item() == 2.0
+    assert rssm("rssm-v3", 1.0)._floored(kl).item() == rssm("rssm-planet", 1.0)._floored(kl).item() == 2.0
     assert rssm("rssm-v2", 1.0)._floored(kl).item() == rssm("rssm-v1", 1.0)._floored(kl).item() == 1.75
 
 
@@ -193,3 +199,83 @@ def test_prior_and_posterior_share_the_memory(rssm, make_batch):
     before = type(latent)(*(part[:, 4] for part in latent))
     seen = model.observe(before, batch.action[:, 4], batch.obs[:, 5], torch.zeros(2, dtype=torch.bool))
     torch.testing.assert_close(model.imagine(before, batch.action[:, 4]).deter, seen.deter)
+
+
+def test_a_posterior_that_sees_nothing_is_the_prior_and_open_loop_then_follows_it(
+    rssm, make_batch, constant_noise: None
+):
+    """The embedding is disconnected and the rest of the posterior made the prior's network."""
+    model, batch = rssm("rssm-planet", 0.0), make_batch(size=2)
+    with torch.no_grad():
+        model.posterior.from_obs.weight.zero_()
+        for own, other in (
+            (model.posterior.from_deter, model.prior.layers[0]),
+            (model.posterior.output, model.prior.output),
+        ):
+            own.weight.copy_(other.weight), own.bias.copy_(other.bias)
+    latent, losses = model.loss(batch)
+    assert losses.metrics["kl"].item() == pytest.approx(0, abs=1e-6)
+    begins = 5  # after the last beginning of an episode
+    start = type(latent)(*(part[:, begins] for part in latent))
+    dreamed = model.rollout(start, batch.action[:, begins:-1])
+    for part, seen in zip(dreamed, latent, strict=True):
+        torch.testing.assert_close(part, seen[:, begins + 1 :], rtol=0, atol=1e-6)
+    flipped = model.filter(batch._replace(obs=255 - batch.obs))
+    torch.testing.assert_close(model.features(flipped), model.features(latent))
+
+
+# ------------------------------------------------------------------------------------------ images of fewer bits
+
+
+def every_level(*leading: int) -> Tensor:
+    return torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1).expand(*leading, 16, 16, 3)
+
+
+@pytest.mark.parametrize("bits", [1, 5, 7])
+def test_images_of_fewer_bits_come_back_exactly_and_stay_in_their_range(bits: int):
+    quantised = every_level(40) >> (8 - bits) << (8 - bits)
+    for image in (quantised, every_level(40)):
+        noisy = dequantise(image, bits, torch.Generator().manual_seed(3))
+        assert noisy.dtype == torch.float32 and ((noisy - 0.5 >= -0.5) & (noisy - 0.5 < 0.5)).all()
+        assert torch.equal((noisy * 2**bits).floor() * 2 ** (8 - bits), quantised.float())
+
+
+def test_noise_just_below_a_level_stays_below_it(monkeypatch):
+    monkeypatch.setattr(encoders, "random_uniform", lambda shape, *_: torch.full(shape, 1 - 2**-24))
+    assert torch.equal((dequantise(every_level(1), 5, None) * 32).floor() * 8, (every_level(1) >> 3 << 3).float())
+
+
+def test_the_noise_is_uniform_within_a_level_and_new_each_time():
+    image = torch.full((100, 16, 16, 3), 80, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (dequantise(image, 5, generator) * 32 - 10 for _ in range(2))
+    assert not torch.equal(first, second)
+    for quantile in (0.1, 0.5, 0.9):
+        assert (first < quantile).float().mean().item() == pytest.approx(quantile, abs=0.01)
+    assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.02
+
+
+def test_eight_bits_are_the_image_itself():
+    image = every_level(2)
+    assert dequantise(image, 8, None) is image
+
+
+@pytest.mark.parametrize("name", ["rssm-planet", "rssm-v3"])  # a decoder with and one without the fused loss
+def test_what_is_drawn_is_what_was_encoded_noise_and_all(name: str, debug_run, make_spaces, make_batch):
+    config = dataclasses.replace(debug_run("dreamer", name).world_model, bits=5)
+    model, batch, seen = config.build(make_spaces()), make_batch(), {}
+    model.encoder.register_forward_pre_hook(lambda _, args: seen.update(image=args[0]))
+    latent, losses = model.loss(batch)
+    flat = [part.flatten(0, 1) for part in latent]
+    assert seen["image"].dtype == torch.float32
+    torch.testing.assert_close(losses.terms["image"], image_loss(model.decoder(*flat), seen["image"]).mean())
+    first = seen["image"]
+    model.loss(batch)
+    assert not torch.equal(first, seen["image"])
+
+
+def test_a_config_with_impossible_values_is_refused(debug_run):
+    config = debug_run("dreamer", "rssm-planet").world_model
+    for field, value in (("bits", 0), ("bits", 9), ("overshooting", -1)):
+        with pytest.raises(ValueError, match=f"^{field} "):
+            dataclasses.replace(config, **{field: value})

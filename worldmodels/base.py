@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
 
@@ -49,6 +49,8 @@ class Sequence(NamedTuple):
     """The action that led to ``obs[:, 0]``; ignored where ``is_first[:, 0]``."""
     context: UInt8[Tensor, "B L"] | None = None
     """The packed latent of the step before ``obs[:, 0]`` (``Storing.pack``); ignored where ``is_first[:, 0]``."""
+    step: Int64[Tensor, "B T"] | None = None
+    """Which steps of the run these are: the same number is the same step, and near numbers are near in time."""
 
 
 def on_device(sequence: Sequence, device: torch.device) -> Sequence:
@@ -155,16 +157,39 @@ class Storing(ABC):
 
 
 class Ensembled(ABC):
-    """Capability: several dynamics members over one representation."""
+    """Capability: K dynamics members over one representation, so a latent of one is a latent of all.
+
+    Members are evaluated together, as one batched computation. ``K`` is ``num_members`` wherever it is an axis; what
+    the statistics of a prediction are is the model's own, and its docstring gives the unit of ``disagreement``.
+    """
 
     num_members: int
 
     @abstractmethod
-    def imagine_member(
-        self, latent: Latent, action: Float[Tensor, "B A"], member: int, generator: Generator | None = None
+    def imagine_members(
+        self, latent: Latent, action: Float[Tensor, "K *B A"], generator: Generator | None = None
     ) -> Latent:
-        """One prior step by one member."""
+        """One prior step of latents ``[K, *B]``, group k moved by member k alone. Differentiable like ``imagine``."""
 
     @abstractmethod
-    def disagreement(self, latent: Latent, action: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
-        """How far the members' predictions are apart; the model's docstring gives the unit."""
+    def imagine_mean(self, latent: Latent, action: Float[Tensor, "*B A"], generator: Generator | None = None) -> Latent:
+        """One prior step ``[*B]`` to the mean of the members' means, nothing sampled (PETS, arXiv 1805.12114: E)."""
+
+    @abstractmethod
+    def match_moments(self, latent: Latent, generator: Generator | None = None) -> Latent:
+        """P particles ``[P, *B]`` redrawn from independent distributions fitted to them along the first axis.
+
+        PETS's DS calls it with the particles of one member, MM with those of all. No gradient passes.
+        """
+
+    @abstractmethod
+    def member_stats(self, latent: Latent, action: Float[Tensor, "*B A"]) -> Float[Tensor, "K *B S"]:
+        """What each member says of the next stochastic latent of ``[*B]``: statistics in the model's own layout."""
+
+    @abstractmethod
+    def one_vs_rest(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "K *B"]:
+        """KL(member k || the other members as one distribution), nats, from ``member_stats`` (M2AC, 2010.04893)."""
+
+    @abstractmethod
+    def disagreement(self, latent: Latent, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+        """How far the members' predictions of the step from ``[*B]`` are apart; not negative."""

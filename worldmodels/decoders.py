@@ -1,6 +1,7 @@
 """Latents to pixels. A decoder draws images as float ``[N, h, w, c]``, 0 for black and 1 for white.
 
-Its ``loss`` is the squared error summed over the pixels of an image scaled to [0, 1], computed in its own layout.
+Its ``loss`` is the squared error summed over the pixels of an image scaled to [0, 1] (uint8, or float already),
+computed in its own layout.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 from torch import Tensor, nn
 
 from worldmodels.encoders import ChannelNorm, conv, patch_seed, to_float, to_patches
@@ -44,12 +45,12 @@ class SigmoidImageLoss(torch.autograd.Function):
         return slope * (2 * grad).to(slope.dtype).view(-1, *[1] * (slope.ndim - 1)), None
 
 
-def sigmoid_image_loss(logits: Float[Tensor, "N ..."], image: UInt8[Tensor, "N ..."]) -> Float[Tensor, " N"]:
+def sigmoid_image_loss(logits: Float[Tensor, "N ..."], image: Real[Tensor, "N ..."]) -> Float[Tensor, " N"]:
     """Squared error of sigmoid(logits) against an image of the same layout scaled to [0, 1], summed over pixels."""
     return SigmoidImageLoss.apply(logits, image)  # pyright: ignore[reportReturnType]
 
 
-def image_loss(prediction: Float[Tensor, "N h w c"], image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, " N"]:
+def image_loss(prediction: Float[Tensor, "N h w c"], image: Real[Tensor, "N h w c"]) -> Float[Tensor, " N"]:
     """Squared error summed over the pixels of an image scaled to [0, 1]."""
     return ((prediction.float() - to_float(image)) ** 2).sum((-3, -2, -1))
 
@@ -103,7 +104,7 @@ class UpsampleConv(nn.Module):
         return torch.sigmoid(self.logits(deter, stoch).float())
 
     def loss(
-        self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: UInt8[Tensor, "N h w c"]
+        self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: Real[Tensor, "N h w c"]
     ) -> Float[Tensor, " N"]:
         return sigmoid_image_loss(self.logits(deter, stoch), image)
 
@@ -141,7 +142,7 @@ class TransposedConv(nn.Module):
         return self.convs[-1](x).permute(0, 2, 3, 1) + 0.5
 
     def loss(
-        self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: UInt8[Tensor, "N h w c"]
+        self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: Real[Tensor, "N h w c"]
     ) -> Float[Tensor, " N"]:
         return image_loss(self(deter, stoch), image)
 
@@ -185,7 +186,7 @@ class PatchDeconv(nn.Module):
         return rearrange(drawn, "n h w (p q c) -> n (h p) (w q) c", p=self.patch, q=self.patch)
 
     def loss(
-        self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: UInt8[Tensor, "N h w c"]
+        self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: Real[Tensor, "N h w c"]
     ) -> Float[Tensor, " N"]:
         return sigmoid_image_loss(self.logits(deter, stoch), to_patches(image, self.patch))
 

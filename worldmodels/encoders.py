@@ -1,7 +1,8 @@
 """Pixels to vectors. The only place where uint8 becomes float.
 
-Images arrive channels-last, ``[N, h, w, c]`` uint8; seen as ``[N, c, h, w]`` that is PyTorch's ``channels_last``
-memory format, so no copy is made and convolutions run in their fast layout.
+Images arrive channels-last, ``[N, h, w, c]``; seen as ``[N, c, h, w]`` that is PyTorch's ``channels_last`` memory
+format, so no copy is made and convolutions run in their fast layout. They are uint8, or float in [0, 1) once
+``dequantise`` has made them so: encoders and decoders' losses take either.
 """
 
 from dataclasses import dataclass
@@ -11,15 +12,28 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float, Real
+from torch import Generator, Tensor, nn
 
+from worldmodels.distributions import random_uniform
 from worldmodels.layers import ACTIVATIONS, Activation, RMSNorm, initialise
 
 
-def to_float(image: UInt8[Tensor, "*B h w c"]) -> Float[Tensor, "*B h w c"]:
-    """0..255 to [0, 1]."""
-    return image.float() / 255
+def to_float(image: Real[Tensor, "*B h w c"]) -> Float[Tensor, "*B h w c"]:
+    """0..255 to [0, 1]; a float image is in [0, 1] already."""
+    return image if image.is_floating_point() else image.float() / 255
+
+
+def dequantise(image: Real[Tensor, "*B h w c"], bits: int, generator: Generator | None) -> Real[Tensor, "*B h w c"]:
+    """The ``bits`` highest of 8, with uniform noise in place of the others (PlaNet): float32 in [0, 1).
+
+    8 bits: the image as it is, uint8 and without noise. A float image has its noise already and stays too.
+    """
+    if bits == 8 or image.is_floating_point():
+        return image
+    # 2^-18 short of a whole level: level + noise would else round up to the next one in float32
+    noise = random_uniform(image.shape, image, generator) * (1 - 2**-18)
+    return ((image >> (8 - bits)) + noise) / 2**bits
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
@@ -67,7 +81,7 @@ class PoolConv(nn.Module):
         self.norms = nn.ModuleList(ChannelNorm(b) for b in sizes[1:])
         self.size = sizes[-1] * (height >> stages) * (width >> stages)
 
-    def forward(self, image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
+    def forward(self, image: Real[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
         x = (to_float(image) - 0.5).permute(0, 3, 1, 2)
         for layer, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(F.max_pool2d(layer(x), 2)))
@@ -96,7 +110,7 @@ class StrideConv(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.size = sizes[-1] * 4
 
-    def forward(self, image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
+    def forward(self, image: Real[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
         x = (to_float(image) - 0.5).permute(0, 3, 1, 2)
         for layer in self.convs:
             x = self.activation(layer(x))
@@ -127,8 +141,8 @@ def patch_seed(image: tuple[int, int, int], patch: int, stages: int) -> tuple[in
     return image[0] // factor, image[1] // factor
 
 
-def to_patches(image: UInt8[Tensor, "N h w c"], patch: int) -> UInt8[Tensor, "N y x p"]:
-    """Cut into square patches whose pixels become channels; done on bytes, where it is cheap."""
+def to_patches(image: Real[Tensor, "N h w c"], patch: int) -> Real[Tensor, "N y x p"]:
+    """Cut into square patches whose pixels become channels; on bytes that is cheap."""
     return rearrange(image, "n (h p) (w q) c -> n h w (p q c)", p=patch, q=patch)
 
 
@@ -143,7 +157,7 @@ class PatchConv(nn.Module):
         self.norms = nn.ModuleList(ChannelNorm(size) for size in sizes[1:])
         self.size = sizes[-1] * height * width
 
-    def forward(self, image: UInt8[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
+    def forward(self, image: Real[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
         patches = to_float(to_patches(image, self.patch)) - 0.5
         x = F.silu(self.stem(patches.permute(0, 3, 1, 2)))  # not normalised: at this size that costs as much
         for layer, norm in zip(self.convs, self.norms, strict=True):

@@ -1,6 +1,7 @@
 """The two kinds of stochastic latent of an RSSM: what a network's statistics mean, how to sample, compare and pack.
 
-Statistics and samples are flat in their last axis, so a model need not know which kind it has.
+Statistics and samples are flat in their last axis, so a model need not know which kind it has. What K networks say of
+the same latent is compared and averaged by ``Categories`` and ``Normals``, one for each kind.
 """
 
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ class Categorical:
         """One byte for each variable; exact."""
         return sample.unflatten(-1, (self.classes, self.variables)).argmax(-2).to(torch.uint8)
 
+    def members(self) -> "Categories":
+        return Categories(self)
+
     def unpack(self, packed: UInt8[Tensor, "*B L"]) -> Float[Tensor, "*B Z"]:
         return F.one_hot(packed.long(), self.classes).transpose(-1, -2).flatten(-2).float()
 
@@ -105,5 +109,116 @@ class Gaussian:
         """Float32; exact."""
         return sample.detach().float().contiguous().view(torch.uint8)
 
+    def members(self) -> "Normals":
+        return Normals(self)
+
     def unpack(self, packed: UInt8[Tensor, "*B L"]) -> Float[Tensor, "*B Z"]:
         return packed.clone(memory_format=torch.contiguous_format).view(torch.float32)  # aligned
+
+
+@dataclass(frozen=True)
+class Categories:
+    """K predictions of a ``Categorical``, statistics ``[K, *B, S]`` as its own: logits, with its ``unimix``."""
+
+    kind: Categorical
+
+    def sample(self, stats: Float[Tensor, "K *B S"], generator: Generator | None) -> Float[Tensor, "K *B Z"]:
+        """Of each prediction by itself, with the straight-through gradient."""
+        return self.kind.sample(stats, generator)
+
+    def mean(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "*B Z"]:
+        """The averaged probabilities, which a network reads as the mean of what it would read of samples.
+
+        Measured on a trained model, eight steps open loop: images as near as the average of 20 sampled futures, with
+        two thirds to half the error of the mode.
+        """
+        return self.kind._log_probs(stats).exp().mean(0).flatten(-2)
+
+    def kl(self, posterior: Float[Tensor, "*B S"], stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "K *B"]:
+        """KL(posterior || prediction) in nats, summed over the variables."""
+        p, q = self.kind._log_probs(posterior), self.kind._log_probs(stats)
+        return (p.exp() * (p - q)).sum((-2, -1))
+
+    def disagreement(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "*B"]:
+        """Jensen-Shannon divergence of the predictions, in [0, variables * log(min(K, classes))] nats.
+
+        It is the information that the outcome has about which prediction it came from, summed over the variables.
+        """
+        p = self.kind._log_probs(stats)
+        mean = p.exp().mean(0)
+        entropy = -torch.special.xlogy(mean, mean).sum((-2, -1))
+        return (entropy + (p.exp() * p).sum((-2, -1)).mean(0)).clamp_min(0)
+
+    def one_vs_rest(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "K *B"]:
+        """KL(prediction k || equal mixture of the others) in nats, exact, summed over the variables."""
+        log_p = self.kind._log_probs(stats)
+        p = log_p.exp()
+        rest = ((p.sum(0) - p) / (len(p) - 1)).clamp_min(1e-8)
+        return (p * (log_p - rest.log())).sum((-2, -1))
+
+    def redraw(self, samples: Float[Tensor, "P *B Z"], generator: Generator | None) -> Float[Tensor, "P *B Z"]:
+        """As many samples from the frequencies of ``samples`` along the first axis, variable by variable."""
+        one_hot = samples.unflatten(-1, (self.kind.classes, self.kind.variables))
+        return sample_one_hot(one_hot.mean(0).expand(one_hot.shape), -2, generator).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Normals:
+    """K predictions of a ``Gaussian``, statistics ``[K, *B, S]``: mean and log variance, with no ``min_std``."""
+
+    kind: Gaussian
+
+    def sample(self, stats: Float[Tensor, "K *B S"], generator: Generator | None) -> Float[Tensor, "K *B Z"]:
+        """A reparameterised sample of each prediction, float32."""
+        mean, log_variance = stats.float().chunk(2, -1)
+        return mean + (0.5 * log_variance).exp() * random_normal(mean.shape, mean, generator)
+
+    def mean(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "*B Z"]:
+        """The mean of the means."""
+        return stats.float().chunk(2, -1)[0].mean(0)
+
+    def kl(self, posterior: Float[Tensor, "*B S"], stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "K *B"]:
+        """KL(posterior || prediction) in nats, summed over the variables."""
+        mean, std = self.kind._mean_std(posterior)
+        return gaussian_kl(mean, std**2, *_mean_variance(stats))
+
+    def disagreement(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "*B"]:
+        """Variance of the K means (divided by K), mean over the variables: squared units of the latent."""
+        return stats.float().chunk(2, -1)[0].var(0, correction=0).mean(-1)
+
+    def one_vs_rest(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "K *B"]:
+        """KL(prediction k || normal with the moments of the others' mixture), nats, summed (M2AC, 2010.04893)."""
+        mean, variance = _mean_variance(stats)
+        others = len(mean) - 1
+        mean = mean - mean.mean(0)  # the differences below are then of small numbers; the KL is the same
+        rest = -mean / others
+        second = variance + mean**2
+        spread = ((second.sum(0) - second) / others - rest**2).clamp_min(1e-8)
+        return gaussian_kl(mean, variance, rest, spread)
+
+    def redraw(self, samples: Float[Tensor, "P *B Z"], generator: Generator | None) -> Float[Tensor, "P *B Z"]:
+        """As many samples from the normal with the mean and variance of ``samples`` along the first axis."""
+        return redraw_normal(samples, generator)
+
+
+def _mean_variance(stats: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_variance = stats.float().chunk(2, -1)
+    return mean, log_variance.exp()
+
+
+def gaussian_kl(mean_p: Tensor, variance_p: Tensor, mean_q: Tensor, variance_q: Tensor) -> Tensor:
+    """KL(p || q) of diagonal normals in nats, summed over the last axis."""
+    ratio = variance_p / variance_q
+    return 0.5 * (ratio - ratio.log() + (mean_p - mean_q) ** 2 / variance_q - 1).sum(-1)
+
+
+def redraw_normal(samples: Float[Tensor, "P *B Z"], generator: Generator | None) -> Float[Tensor, "P *B Z"]:
+    """As many samples from independent normals of maximum likelihood along the first axis (PETS's code: DS, MM)."""
+    mean, std = samples.mean(0), samples.std(0, correction=0)
+    return mean + std * random_normal(samples.shape, samples, generator)
+
+
+def bounded_log_variance(raw: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``raw`` held softly between two learned bounds; at most ``low + softplus(high - low)`` (PETS, appendix A.1)."""
+    raw = high - F.softplus(high - raw)
+    return low + F.softplus(raw - low)

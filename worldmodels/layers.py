@@ -96,3 +96,53 @@ class MLP(nn.Module):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = self.activation(norm(layer(x)))
         return self.output(x)
+
+
+class MemberLinear(nn.Module):
+    """K linear layers in one batched product: group k of the input meets the weights of member k only."""
+
+    def __init__(self, members: int, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+        initialise(self.weight.data, inputs)
+
+    def forward(self, x: Float[Tensor, "K N I"]) -> Float[Tensor, "K N O"]:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class MemberNorm(nn.Module):
+    """``make_norm`` with a scale, and for layer norm a shift, of each member's own."""
+
+    def __init__(self, kind: Norm, members: int, size: int):
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.ones(members, 1, size)) if kind != "none" else None
+        self.bias = nn.Parameter(torch.zeros(members, 1, size)) if kind == "layer" else None
+
+    def forward(self, x: Float[Tensor, "K N U"]) -> Float[Tensor, "K N U"]:
+        if self.weight is None:
+            return x
+        size = x.shape[-1:]
+        if self.bias is None:
+            return (F.rms_norm(x.float(), size, eps=1e-4) * self.weight).to(x.dtype)
+        return torch.addcmul(self.bias, F.layer_norm(x.float(), size, eps=1e-3), self.weight).to(x.dtype)
+
+
+class MemberMLP(nn.Module):
+    """K ``MLP``s of the same shape and other weights, evaluated together."""
+
+    def __init__(
+        self, members: int, inputs: int, units: int, layers: int, outputs: int, *, norm: Norm, activation: Activation
+    ):
+        super().__init__()
+        sizes = [inputs] + [units] * layers
+        self.layers = nn.ModuleList(MemberLinear(members, a, b) for a, b in pairwise(sizes))
+        self.norms = nn.ModuleList(MemberNorm(norm, members, units) for _ in range(layers))
+        self.activation = ACTIVATIONS[activation]
+        self.output = MemberLinear(members, sizes[-1], outputs)
+
+    def forward(self, x: Float[Tensor, "K N I"]) -> Float[Tensor, "K N O"]:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = self.activation(norm(layer(x)))
+        return self.output(x)

@@ -1,15 +1,15 @@
 """What makes a latent know about the image: reconstruct it, or share its information without drawing it.
 
-An objective gets features with their graph, the encoder's embedding and the image, and gives loss terms. The decoder
-belongs to the world model; an objective that does not learn from it still trains it, on detached latents, as a probe
-for people to look at.
+An objective gets features with their graph, the embedding and the image that it is of, and gives loss terms. The
+decoder belongs to the world model; an objective that does not learn from it still trains it, on detached latents, as a
+probe for people to look at.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from worldmodels.layers import linear
@@ -29,7 +29,7 @@ class Reconstruction(nn.Module):
     """Squared error of the decoded image."""
 
     def forward(
-        self, decoder: Any, latent: Any, features: Tensor, embedding: Tensor, image: UInt8[Tensor, "N h w c"]
+        self, decoder: Any, latent: Any, features: Tensor, embedding: Tensor, image: Real[Tensor, "N h w c"]
     ) -> dict[str, Tensor]:
         return {"image": decoder.loss(latent.deter, latent.stoch, image).mean()}
 
@@ -65,7 +65,7 @@ class Redundancy(nn.Module):
         self.projection = linear(features, embedding, bias=False)
 
     def forward(
-        self, decoder: Any, latent: Any, features: Tensor, embedding: Tensor, image: UInt8[Tensor, "N h w c"]
+        self, decoder: Any, latent: Any, features: Tensor, embedding: Tensor, image: Real[Tensor, "N h w c"]
     ) -> dict[str, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
             invariance, redundancy = barlow_loss(

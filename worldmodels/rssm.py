@@ -11,24 +11,38 @@ Loss terms: ``dyn`` = KL(sg(posterior) || prior) and ``rep`` = KL(posterior || s
 nats; ``reward``, ``continue``; and those of the objective. The scales tell the papers apart: 1 and 0.1 in V3, 0.8 and
 0.2 in V2; 1 and 1 give the gradient of the one KL of PlaNet and V1.
 
+Two options make PlaNet's first version of its second, both off in every paper since. ``overshooting`` (Eq. 7): the
+prior rolled open loop from each posterior towards the posteriors up to D steps later. Its term is the mean over
+distances 2 to D, so the 1 / D of Eq. 7 is 1 / (D - 1) and distance 1 is ``dyn`` and ``rep``. No gradient reaches the
+posterior as a target; as a start it is differentiated, as in the authors' code. ``overshooting_reward`` teaches the
+reward head alone: the authors' code reads these rewards, too, at the posterior that is the target, so it weighs steps
+by how many starts lead to them. ``global_prior``: KL(posterior || N(0, 1)), uniform for a categorical; no free nats.
+
+With ``bits`` below 8 the images are quantised and get new uniform noise whenever they are encoded, in ``observe`` and
+``filter`` from the generator given, as in PlaNet's code; the image loss has the noise that the encoder had.
+
 Deviations. The continue head learns the probability that an episode goes on, without the discount that V3 folds in;
 agents multiply by their own. It is always there (V1 and V2 leave it out on the DM Control suite, where it learns 1).
 The input layer of the block GRU is kept as two tensors (``cells.BlockGRU``), which only adaptive clipping can tell.
+The authors' overshooting also starts from the zero state before a window; here only posteriors start.
 
-Metrics: ``kl`` (nats, before the floor), ``prior_entropy``, ``posterior_entropy`` (nats).
+Metrics: ``kl`` (nats, before the floor), ``prior_entropy``, ``posterior_entropy`` (nats); with overshooting
+``overshooting_kl`` (nats, before the floor).
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Generator, Tensor, nn
 
 from worldmodels.base import Decoding, Losses, Rewarded, Sequence, Spaces, Storing, WorldModel
 from worldmodels.cells import Cell
 from worldmodels.decoders import Decoder, to_image
-from worldmodels.encoders import Encoder
+from worldmodels.encoders import Encoder, dequantise
 from worldmodels.heads import HeadConfig
 from worldmodels.latents import Categorical, Gaussian
 from worldmodels.layers import ACTIVATIONS, MLP, Activation, Norm, linear, make_norm
@@ -39,6 +53,7 @@ from worldmodels.objectives import Objective
 class Config:
     cell: Cell
     latent: Categorical | Gaussian
+    bits: int  # of the images' 8 that are learned from; below 8, noise takes the place of the others (PlaNet: 5)
     encoder: Encoder
     decoder: Decoder
     objective: Objective
@@ -50,7 +65,15 @@ class Config:
     continues: HeadConfig
     free_nats: float
     free_nats_after_mean: bool  # floor the mean over the batch (V1, V2) rather than each step (V3)
+    overshooting: int  # greatest distance of latent overshooting, at most a window's length - 1; 0 or 1: none
+    global_prior: bool  # a term that keeps the posterior near a fixed distribution
     scales: dict[str, float]  # weight of every loss term
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits must be 1 to 8, got {self.bits}")
+        if self.overshooting < 0:
+            raise ValueError(f"overshooting must be at least 0, got {self.overshooting}")
 
     def build(self, spaces: Spaces) -> "RSSM":
         return RSSM(self, spaces)
@@ -61,6 +84,11 @@ class RSSMLatent(NamedTuple):
 
     deter: Float[Tensor, "*B D"]
     stoch: Float[Tensor, "*B Z"]
+
+
+def mean(x: Float[Tensor, "*B"], weight: Float[Tensor, "*B"] | None = None) -> Float[Tensor, ""]:
+    """The mean of all, or of those with weight 1 and not 0; then 0 where there are none."""
+    return x.mean() if weight is None else (x * weight).sum() / weight.sum().clamp_min(1)
 
 
 class Posterior(nn.Module):
@@ -120,7 +148,7 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing):
         generator: Generator | None = None,
     ) -> RSSMLatent:
         going_on = (~is_first).unsqueeze(-1).to(latent.deter.dtype)
-        seen = self.posterior.from_obs(self.encoder(obs))
+        seen = self.posterior.from_obs(self.encoder(dequantise(obs, self.config.bits, generator)))
         action = self.cell.embed_action(prev_action * going_on)
         return self._observe(latent, action, seen, going_on, generator)[0]
 
@@ -153,11 +181,9 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing):
     def _scan(self, batch: Sequence, generator: Generator | None) -> tuple[RSSMLatent, Tensor, Tensor]:
         """Posterior ``[B, T]``, its statistics and the embeddings; everything without a past outside the loop."""
         size, length = batch.reward.shape
-        embedding = self.encoder(batch.obs.flatten(0, 1))
+        embedding = self.encoder(dequantise(batch.obs.flatten(0, 1), self.config.bits, generator))
         seen = self.posterior.from_obs(embedding).unflatten(0, (size, length))
-        going_on = (~batch.is_first).unsqueeze(-1).to(torch.float32)
-        prev_action = torch.cat([batch.prev_action.unsqueeze(1), batch.action[:, :-1]], 1)
-        actions = self.cell.embed_action(prev_action * going_on)
+        going_on, actions = self._past(batch)
         latent = self.initial(size) if batch.context is None else self.unpack(batch.context)
         latents, stats = [], []
         for t in range(length):
@@ -167,10 +193,22 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing):
         posterior = RSSMLatent(*(torch.stack(parts, 1) for parts in zip(*latents, strict=True)))
         return posterior, torch.stack(stats, 1), embedding
 
+    def _past(self, batch: Sequence) -> tuple[Float[Tensor, "B T 1"], Float[Tensor, "B T I"]]:
+        """1 where a step has one before it in its episode, 0 where not; and the embedded action that led to it."""
+        going_on = (~batch.is_first).unsqueeze(-1).to(torch.float32)
+        prev_action = torch.cat([batch.prev_action.unsqueeze(1), batch.action[:, :-1]], 1)
+        return going_on, self.cell.embed_action(prev_action * going_on)
+
     def filter(self, batch: Sequence, generator: Generator | None = None) -> RSSMLatent:
         return self._scan(batch, generator)[0]
 
     def loss(self, batch: Sequence) -> tuple[RSSMLatent, Losses]:
+        latent, _, losses = self.learn(batch)
+        return latent, losses
+
+    def learn(self, batch: Sequence) -> tuple[RSSMLatent, Float[Tensor, "B T S"], Losses]:
+        """``loss``, with the posterior's statistics in between; they have their graph."""
+        batch = batch._replace(obs=dequantise(batch.obs, self.config.bits, None))  # what is drawn is what was seen
         latent, stats, embedding = self._scan(batch, None)
         prior = self.prior(latent.deter)
         features = self.features(latent)
@@ -186,13 +224,63 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing):
                 "prior_entropy": self.latent.entropy(prior).mean(),
                 "posterior_entropy": self.latent.entropy(stats).mean(),
             }
-        return latent, Losses(terms, metrics)
+        if self.config.global_prior:
+            terms["global_prior"] = self.latent.kl(stats, self._standard_stats(stats)).mean()
+        if self.config.overshooting > 1:
+            further = self._overshoot(batch, latent, stats, prior)
+            terms, metrics = terms | further.terms, metrics | further.metrics
+        return latent, stats, Losses(terms, metrics)
 
-    def _floored(self, kl: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+    def _floored(self, kl: Float[Tensor, "B T"], weight: Float[Tensor, "B T"] | None = None) -> Float[Tensor, ""]:
         """Free nats: a KL below them costs the same and has no gradient."""
         if self.config.free_nats_after_mean:
-            return kl.mean().clamp_min(self.config.free_nats)
-        return kl.clamp_min(self.config.free_nats).mean()
+            return mean(kl, weight).clamp_min(self.config.free_nats)
+        return mean(kl.clamp_min(self.config.free_nats), weight)
+
+    def _standard_stats(self, like: Float[Tensor, "*B S"]) -> Float[Tensor, "*B S"]:
+        """Statistics of unit normals, or of uniform categoricals."""
+        stats = torch.zeros_like(like)
+        if isinstance(self.latent, Gaussian):
+            stats.chunk(2, -1)[1].fill_(math.log(math.expm1(1 - self.latent.min_std)))
+        return stats
+
+    def _overshoot(
+        self, batch: Sequence, latent: RSSMLatent, stats: Float[Tensor, "B T S"], prior: Float[Tensor, "B T S"]
+    ) -> Losses:
+        """Terms and metrics of latent overshooting, see the card. Distances that no episode has room for are left out.
+
+        Raises ``ValueError`` for windows too short for any.
+        """
+        if (length := batch.reward.shape[1]) < 3:
+            raise ValueError(f"overshooting needs windows of at least 3 steps, not {length}: raise --replay.length")
+        kls, pairs = zip(*self._open_loop_kl(batch, latent, stats, prior), strict=True)
+        there = torch.stack([pair.amax() for pair in pairs])
+        starts = torch.stack([F.pad(pair, (length - pair.shape[1], 0)) for pair in pairs]).mean(0)
+        rewards = self.reward_head(self.features(latent).detach()).loss(batch.reward)
+        terms = {
+            "overshooting": mean(torch.stack(list(map(self._floored, kls, pairs))), there),
+            "overshooting_reward": (starts * rewards).mean(),
+        }
+        return Losses(terms, {"overshooting_kl": mean(torch.stack(list(map(mean, kls, pairs))), there).detach()})
+
+    def _open_loop_kl(
+        self, batch: Sequence, latent: RSSMLatent, stats: Float[Tensor, "B T S"], prior: Float[Tensor, "B T S"]
+    ) -> list[tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]]:
+        """For each distance d = 2, 3, ...: KL(sg(posterior) || d-step prior), and 1 where it is within one episode.
+
+        All N = T - d starts of a distance go together: entry i began at the posterior of step i and is at step i + d.
+        """
+        size, length = batch.reward.shape
+        going_on, actions = self._past(batch)
+        going_on, found = going_on.squeeze(-1), []
+        deter, ahead, pair = latent.deter[:, 1:], prior[:, 1:], going_on[:, 1:]  # d = 1, as it was observed
+        for d in range(2, min(self.config.overshooting, length - 1) + 1):
+            stoch = self.latent.sample(ahead[:, :-1], None)
+            past = (part.flatten(0, 1) for part in (deter[:, :-1], stoch, actions[:, d:]))
+            deter = self.cell(*past).unflatten(0, (size, length - d))
+            ahead, pair = self.prior(deter), pair[:, :-1] * going_on[:, d:]
+            found.append((self.latent.kl(stats[:, d:].detach(), ahead), pair))
+        return found
 
     def reward(self, latent: RSSMLatent) -> Float[Tensor, "*B"]:
         return self.reward_head(self.features(latent)).mean

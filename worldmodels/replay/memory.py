@@ -186,8 +186,9 @@ class Replay:
         else:
             known = torch.zeros_like(known)
         columns["is_first"][:, 0] |= ~known
-        sequence = Sequence(**columns, prev_action=prev_action, context=context)
-        return Sample(sequence, counter * self.num_streams + stream[:, None])
+        index = counter * self.num_streams + stream[:, None]
+        step = index.to(self.device)
+        return Sample(Sequence(**columns, prev_action=prev_action, context=context, step=step), index)
 
     def write_back(self, index: Int64[Tensor, "B T"], packed: UInt8[Tensor, "B T L"]) -> None:
         """Refresh the latents of a sampled batch; steps that were overwritten since are skipped.
