@@ -1,12 +1,15 @@
 """How fast is it here? python scripts/benchmark.py act --agent planet,icem --preset cpu --task toy:reach
 
 act     the time to decide on actions, for batches of environments: one or more agents, with the settings of training
+uses    returns of several planners on the world model of one run, beside the agent that trained it and random play:
+        python scripts/benchmark.py uses RUN --agent planet,icem --preset cpu --episodes 20
 
 What is compared takes turns in one process, and figures are medians with half the distance of the quartiles.
 """
 
 import argparse
 import json
+from pathlib import Path
 
 from agents.training.cli import run_script
 
@@ -49,7 +52,39 @@ def act(argv: list[str]) -> int:
     return 0
 
 
-VERBS = {"act": act}
+def uses(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="benchmark.py uses")
+    parser.add_argument("run", type=Path, help="folder that training wrote, or an exported one")
+    parser.add_argument("--agent", required=True, help="names, separated by commas")
+    parser.add_argument("--episodes", type=int, default=20, help="one for each seed, the same ones for all")
+    parser.add_argument("--json", action="store_true", help="every single return included")
+    arguments, settings = parser.parse_known_args(argv)
+    if arguments.episodes < 2:
+        raise ValueError(f"--episodes must be 2 or more, not {arguments.episodes}: an interval needs them")
+
+    from agents.pretrained import load_trained, load_with_agent
+    from agents.training import benchmark
+    from agents.training.devices import choose_device
+    from agents.training.evaluate import Stage
+
+    device = choose_device("auto")
+    own = load_trained(arguments.run, device)
+    trained = {f"own ({own.card.agent.name if own.card.agent else '-'})": own}
+    for name in arguments.agent.split(","):
+        trained[name] = load_with_agent(arguments.run, name, settings, device)
+    rows = benchmark.uses(trained, Stage(own.card.task, own.card.env), arguments.episodes)
+    if arguments.json:
+        about = {"run": str(arguments.run), "task": own.card.task, "env_steps": own.card.training.env_steps}
+        print(json.dumps(about | {"device": str(device), "uses": rows}, indent=1))
+        return 0
+    print(f"{own.card.task}, world model of {arguments.run}, {arguments.episodes} episodes on the same seeds, {device}")
+    for row in rows:
+        speed = f"{row['actions_per_s']:9.1f} actions/s" if "actions_per_s" in row else ""
+        print(f"  {row['agent']:16} {row['mean']:8.2f}  [{row['low']:8.2f}, {row['high']:8.2f}] {speed}")
+    return 0
+
+
+VERBS = {"act": act, "uses": uses}
 
 
 def main(argv: list[str]) -> int:

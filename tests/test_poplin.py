@@ -263,7 +263,7 @@ def returns(model: Integrator, latent: Point, plan: Tensor) -> Tensor:
 def test_the_toy_is_gained_as_far_as_the_sheet_says():
     """Sheet 5, the worst of ten starts."""
     model, latent = Integrator(), Integrator().starts(10, 3)
-    planner = cem(horizon=12, iterations=15, candidates=2000, elites=200)  # the sheet's 4000 for 25 gain 0.1 % more
+    planner = cem(horizon=12, iterations=15, candidates=2000, elites=200)  # sheet: 4000 for 25, 1 % more
     long = silent(config("a-replan", planner=planner, hidden=()).build(model))
     best = returns(model, latent, long.plan(model, latent, long.initial(10, CPU), generator()))
     for variant, std, least in (("a-replan", 0.5, 0.85), ("a-init", 0.5, 0.85), ("p-sep", 0.1**0.5, 0.85),
@@ -327,7 +327,7 @@ def test_avg_remembers_the_weights_that_it_executed():
 def test_bc_learns_what_shared_weights_would_do():
     """Sheet 6 and 9: on steps that were not learned from; then the policy that plans is the one that learned."""
     model = Sure()
-    agent = config("p-uni", memory=500, batch=64, distill_every=400).build(model)
+    agent = config("p-uni", memory=500, batch=64, distill_every=300).build(model)
     features, omega = torch.randn(500, 4), 0.5 * torch.randn(agent.policy.dim, generator=generator(2))
     targets = remember(agent, features, omega)
     held = slice(4, None, 5)
@@ -336,10 +336,10 @@ def test_bc_learns_what_shared_weights_would_do():
         return (agent.policy(features[held]) - targets[held]).abs().mean().item()
 
     before = error()
-    optimise(agent, model, 399, lr=1e-2)
+    optimise(agent, model, 299, lr=1e-2)
     assert error() < 0.2 * before and agent.generation == 0
     assert not torch.equal(agent.acting.layers[0].weight, agent.policy.layers[0].weight)
-    agent.after_update(400)
+    agent.after_update(300)
     for name, value in agent.acting.named_parameters():
         assert torch.equal(value, agent.policy.get_parameter(name)) and not value.requires_grad
     assert agent.generation == 1
@@ -348,12 +348,12 @@ def test_bc_learns_what_shared_weights_would_do():
 def test_a_distilled_policy_is_better_without_planning():
     """Sheet 7."""
     model = Sure()
-    agent = silent(config("p-uni", hidden=(), memory=500, batch=64, distill_every=400).build(model))
+    agent = silent(config("p-uni", hidden=(), memory=500, batch=64, distill_every=200).build(model))
     damped = torch.tensor([[-1.0, 0, -1.2, 0], [0, -1.0, 0, -1.2]]).flatten()  # by hand: steers to the origin
     remember(agent, 0.7 * torch.randn(500, 4), torch.cat([damped, torch.zeros(2)]))
     latent, alone = model.starts(20), lambda now, t: agent.acting(model.features(now))
     before = returns(model, latent, agent.unroll(model, latent, alone, None).clamp(-1, 1))
-    optimise(agent, model, 400, lr=1e-2)
+    optimise(agent, model, 200, lr=1e-2)
     after = returns(model, latent, agent.unroll(model, latent, alone, None).clamp(-1, 1))
     assert (after > before).all() and after.mean() > 0.6 * before.mean()
 
@@ -361,13 +361,13 @@ def test_a_distilled_policy_is_better_without_planning():
 def test_gan_teaches_both_players_and_approaches_the_planner():
     model = Sure()
     planner = cem(initial_std=0.01)
-    agent = config("p-uni", hidden=(), distill="gan", memory=500, batch=64, distill_every=600, planner=planner)
+    agent = config("p-uni", hidden=(), distill="gan", memory=500, batch=64, distill_every=300, planner=planner)
     agent = agent.build(model)
     features = torch.randn(500, 4)
     targets = remember(agent, features, torch.cat([torch.zeros(8), torch.tensor([0.8, -0.5])]))
     before = (agent.policy(features) - targets).abs().mean().item()
-    optimise(agent, model, 500)
-    assert (agent.policy(features) - targets).abs().mean().item() < 0.4 * before
+    optimise(agent, model, 299)
+    assert (agent.policy(features) - targets).abs().mean().item() < 0.5 * before
 
 
 def test_players_get_gradients_of_their_own_only_from_one_backward():

@@ -53,7 +53,6 @@ from worldmodels.objectives import Objective
 class Config:
     cell: Cell
     latent: Categorical | Gaussian
-    bits: int  # of the images' 8 that are learned from; below 8, noise takes the place of the others (PlaNet: 5)
     encoder: Encoder
     decoder: Decoder
     objective: Objective
@@ -65,8 +64,10 @@ class Config:
     continues: HeadConfig
     free_nats: float
     free_nats_after_mean: bool  # floor the mean over the batch (V1, V2) rather than each step (V3)
-    overshooting: int  # greatest distance of latent overshooting, at most a window's length - 1; 0 or 1: none
-    global_prior: bool  # a term that keeps the posterior near a fixed distribution
+    # The defaults below are what models were that were saved before there were these keys.
+    bits: int = 8  # of the images' 8 that are learned from; below 8, noise takes the place of the others (PlaNet: 5)
+    overshooting: int = 0  # greatest distance of latent overshooting, at most a window's length - 1; 0 or 1: none
+    global_prior: bool = False  # a term that keeps the posterior near a fixed distribution
     scales: dict[str, float]  # weight of every loss term
 
     def __post_init__(self) -> None:

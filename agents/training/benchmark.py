@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from agents.base import Agent
+from agents.pretrained import Trained
 from agents.training.config import RunConfig
+from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
 from agents.training.policies import AgentPolicy
 from worldmodels.base import Spaces, WorldModel
 
@@ -69,3 +72,26 @@ def act(
                 "actions_per_s": count / timing.median, "times_the_first": timing.median / alone,
             })  # fmt: skip
     return rows
+
+
+def uses(trained: dict[str, Trained], stage: Stage, episodes: int, resamples: int = 10_000) -> list[dict[str, Any]]:
+    """What each of several agents makes of the same world model: returns on the same seeds, and actions per second.
+
+    ``low`` and ``high`` are the 95 % percentile bootstrap interval of the mean over episodes. Random play comes last.
+    """
+    rows = []
+    for name, (_, model, agent) in trained.items():
+        begin = time.perf_counter()
+        played = evaluate_agent(stage, model, agent, episodes)
+        seconds = time.perf_counter() - begin
+        rows.append(row(name, played.returns, resamples) | {"actions_per_s": sum(played.lengths) / seconds})
+    spaces = next(iter(trained.values())).model.spaces
+    random = evaluate_baselines(stage, spaces, episodes)["random"]
+    return [*rows, row("random", random.returns, resamples)]
+
+
+def row(name: str, returns: list[float], resamples: int) -> dict[str, Any]:
+    values, draw = np.array(returns), np.random.default_rng(0)
+    means = values[draw.integers(len(values), size=(resamples, len(values)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"agent": name, "mean": float(values.mean()), "low": float(low), "high": float(high), "returns": returns}

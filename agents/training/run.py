@@ -10,6 +10,7 @@ import json
 import logging
 import platform
 import random
+import shlex
 import sys
 import warnings
 from contextlib import ExitStack
@@ -301,6 +302,9 @@ def _train(command: Command) -> int:
         for phase in run.phases:
             if not phase.finished and not watch.stopped:
                 fit(run, phase, watch)
+        if not watch.stopped:
+            say = shlex.quote(str(run.folder))
+            print(f"finished; python scripts/evaluate.py {say} or scripts/imagine.py {say}", file=sys.stderr)
         return watch.stopped
 
 
