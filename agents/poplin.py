@@ -11,8 +11,8 @@ Paper: Wang and Ba, "Exploring Model-based Planning with Policy Networks", arXiv
 The bounds of residuals are PETS's bounds of actions, so pi = 0 is PETS, draw by draw. The next search begins with the
 mean shifted and a 0 appended (p-uni: with the e executed), or with 0 where an episode or another theta begins.
 
-``distill`` learns from the features s and results a* of the last ``memory`` planned steps, (s, a*) every fifth of which
-is held out; a* is the action of a-init and a-replan, and pi(s; theta + e_1), not clipped, of p-sep and p-uni:
+``distill`` learns from features s and results a* of the last ``memory`` planned steps; every fifth step is held out. a*
+is the action of a-init and a-replan, and pi(s; theta + e_1), not clipped, of p-sep and p-uni:
 
     bc    E |pi(s; theta') - a*|^2
     gan   discriminator: -E log D(s, a*) - E log(1 - D(s, f)) - entropy H(D);  policy: -E log D(s, f)

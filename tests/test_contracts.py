@@ -418,6 +418,15 @@ def test_a_saved_agent_acts_the_same(agent_name: str, pair: Build, make_batch: B
     assert torch.equal(actions[0], actions[1]) and torch.equal(actions[0], actions[2])
 
 
+def experienced(model: WorldModel, agent: Agent, latent: Latent) -> None:
+    """Let it act where the batch ends, so that an agent that learns from its own plans has made some."""
+    now, carry = map_latent(lambda part: part[:, -1].detach(), latent), agent.initial(3, torch.device("cpu"))
+    with torch.no_grad():
+        for i in range(2):
+            action, carry = agent.act(model, now, carry, explore=True, generator=generator(i))
+            agent.collected(model.features(now), action, carry, torch.full((3,), i == 0))
+
+
 def touched(term: Tensor, parameters: list[Tensor]) -> list[bool]:
     gradients = torch.autograd.grad(term, parameters, allow_unused=True, retain_graph=True)
     return [g is not None and bool((g != 0).any()) for g in gradients]
@@ -433,6 +442,7 @@ def test_gradients_reach_what_they_should_and_nothing_else(
     batch = make_batch(discrete)
     trainable = {id(p): p.requires_grad for m in (model, agent) for p in m.parameters()}
     latent, model_losses = model.loss(batch)
+    experienced(model, agent, latent)
     losses = agent.loss(model, latent, batch)
     agent.after_update(1)
     assert trainable == {id(p): p.requires_grad for m in (model, agent) for p in m.parameters()}
@@ -460,6 +470,7 @@ def test_gradients_reach_everything_in_low_precision(agent_name: str, discrete: 
     """Casts of weights are cached: one made without gradients must not be used where they are wanted."""
     run, model, agent = pair(agent_name, None, discrete)
     batch = make_batch(discrete)
+    experienced(model, agent, model.filter(batch))
     with torch.autocast("cpu", torch.bfloat16):
         latent, model_losses = model.loss(batch)
         losses = agent.loss(model, latent, batch)

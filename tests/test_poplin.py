@@ -144,16 +144,16 @@ def test_without_a_policy_residuals_are_the_plans_of_pets_bit_by_bit(variant: st
     """Sheet 1. With a sampled model A-Init has drawn for its own rollout before, so the draws are others."""
     model, planner = Integrator(sigma=sigma), cem(epsilon=1e-3, initial_std=0.5)
     plain = mpc.Config(planner=planner, particles=1, discount=1.0, stop_at_end=False, exploration_noise=0.0, rows=100)
-    agents = plain.build(model), silent(config(variant, planner=planner, rows=100).build(model))
-    carries, generators = [agent.initial(5, CPU) for agent in agents], [generator(4), generator(4)]
-    for step in range(3):
-        latent = model.starts(5, step)
-        for i, agent in enumerate(agents):
-            action, carries[i] = agent.act(model, latent, carries[i], explore=True, generator=generators[i])
-            if i:
-                assert torch.equal(action, before) and action.abs().sum() > 0  # noqa: F821
-            before = action  # noqa: F841
-        assert torch.equal(carries[0].mean, carries[1].mean)
+    agents: list[Any] = [plain.build(model), silent(config(variant, planner=planner, rows=100).build(model))]
+    lives = []
+    for agent in agents:
+        carry, g, life = agent.initial(5, CPU), generator(4), []
+        for step in range(3):
+            action, carry = agent.act(model, model.starts(5, step), carry, explore=True, generator=g)
+            life += [action, carry.mean]
+        lives.append(life)
+    for one, other in zip(*lives, strict=True):
+        assert torch.equal(one, other) and one.abs().sum() > 0
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -214,7 +214,7 @@ def test_every_candidate_has_its_own_weights(hidden: tuple[int, ...], noise_on: 
 
 
 def test_weights_begin_with_norms_of_one_and_a_hundredth():
-    net = PolicyNet(9, 2, (7,), "all")
+    net: Any = PolicyNet(9, 2, (7,), "all")
     torch.testing.assert_close(net.layers[0].weight.norm(dim=1), torch.ones(7))
     torch.testing.assert_close(net.layers[1].weight.norm(dim=1), torch.full((2,), 0.01))
     assert all((layer.bias == 0).all() for layer in net.layers)
@@ -274,11 +274,11 @@ def test_the_toy_is_gained_as_far_as_the_sheet_says():
 # ------------------------------------------------------------------------------------------------- distillation
 
 
-def optimise(agent: POPLIN, model: Integrator, updates: int, lr: float = 3e-3, **parts: Any) -> None:
+def optimise(agent: POPLIN, model: Integrator, updates: int, lr: float = 3e-3) -> None:
     """Updates by the learner itself."""
     adam = AdamConfig(type="adam", lr=lr, warmup=0, eps=1e-8, weight_decay=0.0, clip=1e3)
     names = ["model", *(name for name in ("policy", "discriminator") if agent.scales.get(name))]
-    learner = Learner(model, agent, dict.fromkeys(names, adam), {"force": 1.0}, "fp32")
+    learner: Any = Learner(model, agent, dict.fromkeys(names, adam), {"force": 1.0}, "fp32")
     optimizers = learner.configure_optimizers()
     learner.optimizers = lambda: optimizers
     learner.manual_backward = Tensor.backward
@@ -296,7 +296,7 @@ def remember(agent: POPLIN, features: Tensor, omega: Tensor) -> Tensor:
 def test_avg_adds_the_mean_of_what_was_executed():
     """Sheet 6; the paper's code would have 0.2 here."""
     model = Integrator()
-    agent = config("p-sep", distill="avg", distill_every=10, hidden=()).build(model)
+    agent: Any = config("p-sep", distill="avg", distill_every=10, hidden=()).build(model)
     for parameter in (*agent.policy.parameters(), *agent.acting.parameters()):
         parameter.data.fill_(1.0)
     carry = agent.initial(2, CPU)
@@ -327,7 +327,7 @@ def test_avg_remembers_the_weights_that_it_executed():
 def test_bc_learns_what_shared_weights_would_do():
     """Sheet 6 and 9: on steps that were not learned from; then the policy that plans is the one that learned."""
     model = Sure()
-    agent = config("p-uni", memory=500, batch=64, distill_every=300).build(model)
+    agent: Any = config("p-uni", memory=500, batch=64, distill_every=300).build(model)
     features, omega = torch.randn(500, 4), 0.5 * torch.randn(agent.policy.dim, generator=generator(2))
     targets = remember(agent, features, omega)
     held = slice(4, None, 5)
@@ -647,8 +647,8 @@ def test_world_models_of_this_project_are_planned_in(variant, propagation, parti
 def test_with_the_mean_of_an_ensemble_and_no_policy_it_is_pets(debug_run, make_spaces):
     """Sheet 1, in a learned model."""
     model, planner = debug_run("none", "ensemble-v1").world_model.build(make_spaces()), cem()
-    shared = dict(planner=planner, particles=1, discount=1.0, stop_at_end=False, rows=10**6)
-    plain = pets.Config(**shared, propagation="E", exploration_noise=0.0).build(model)
+    shared: dict[str, Any] = dict(planner=planner, particles=1, discount=1.0, stop_at_end=False, rows=10**6)
+    plain: Any = pets.Config(**shared, propagation="E", exploration_noise=0.0).build(model)
     for variant in ("a-init", "a-replan"):
         agent = silent(config(variant, propagation="E").build(model))
         actions = [

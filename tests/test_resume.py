@@ -219,13 +219,14 @@ def test_sigterm_saves_and_says_how_to_go_on_and_that_works(tmp_path: Path) -> N
     assert state_of(folder)["env_steps"] >= saved["env_steps"] + 20
 
 
-def test_ctrl_c_with_worker_processes_saves_and_ends_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_to_the_whole_group_saves_and_ends_the_workers(tmp_path: Path, number: int) -> None:
     folder = tmp_path / "run"
     process = start(f"{ENDLESS} --collect.workers process --run-dir {folder}", start_new_session=True)
     wait_for(process, lambda: lines_of(folder / "metrics.jsonl") > 3)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to the workers too
+    os.killpg(process.pid, number)  # as a terminal or a scheduler sends it, to the workers too
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT, err
+    assert process.returncode == 128 + number, err
     assert "go on with: python scripts/train.py --resume" in out and "Traceback" not in err
     saved = state_of(folder)
     consistent(folder, saved)

@@ -29,6 +29,7 @@ from worldmodels.envs.tasks import make_env, suite_of
 EnvFactory = Callable[[EnvConfig, int], Env]
 START_TIMEOUT_S = 180.0  # imports and the first GL context, on a busy machine
 MAX_FAILURES = 3  # of one environment, without a step in between
+GRACE_S = 10.0  # that a worker lives after SIGTERM, for the parent to save what it holds
 
 
 class EnvPool:
@@ -299,11 +300,19 @@ def _perform(env: Env, verb: str, argument: Any) -> Any:
     return env.get_state() if verb == "get_state" else getattr(env, verb)(argument)
 
 
+def _end_soon(*_: Any) -> None:
+    """A scheduler may send SIGTERM to the whole group, and the parent wants the environments' states to save them."""
+    end = threading.Timer(GRACE_S, os._exit, (128 + signal.SIGTERM,))
+    end.daemon = True
+    end.start()
+
+
 def _work(
     pipe: multiprocessing.connection.Connection, memory: Any, task: str | EnvFactory, config: EnvConfig, seed: int
 ) -> None:
     """A worker process: build, then answer until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGTERM, _end_soon)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("LP_NUM_THREADS", "1")  # llvmpipe: workers would fight over the cores
     env: Env | None = None
