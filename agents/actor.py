@@ -14,6 +14,7 @@ from worldmodels.base import Latent, Rewarded, Spaces, WorldModel
 from worldmodels.distributions import (
     BoundedNormal,
     OneHot,
+    SquashedNormal,
     TanhNormal,
     TruncatedNormal,
     random_normal,
@@ -22,8 +23,13 @@ from worldmodels.distributions import (
 from worldmodels.heads import HeadConfig
 from worldmodels.layers import MLP, Activation, Norm
 
-CONTINUOUS = {"bounded_normal": BoundedNormal, "tanh_normal": TanhNormal, "truncated_normal": TruncatedNormal}
-Policy = OneHot | BoundedNormal | TanhNormal | TruncatedNormal
+CONTINUOUS = {
+    "bounded_normal": BoundedNormal,
+    "squashed_normal": SquashedNormal,
+    "tanh_normal": TanhNormal,
+    "truncated_normal": TruncatedNormal,
+}
+Policy = OneHot | BoundedNormal | SquashedNormal | TanhNormal | TruncatedNormal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +39,19 @@ class ActorConfig:
     norm: Norm
     activation: Activation
     output_scale: float
-    continuous: Literal["bounded_normal", "tanh_normal", "truncated_normal"]
+    continuous: Literal["bounded_normal", "squashed_normal", "tanh_normal", "truncated_normal"]
     unimix: float  # share of the uniform distribution in a discrete policy
     exploration_noise: float  # std of normal noise added when exploring (V1: 0.3); discrete: chance of a random action
     evaluation: Literal["mode", "sample"]  # how to act when not exploring
 
 
-def refuse_tanh_normal(config: ActorConfig) -> None:
-    """For agents that need an entropy, which a squashed normal does not have in closed form."""
-    if config.continuous == "tanh_normal":
-        raise ValueError("actor.continuous must be bounded_normal or truncated_normal here: tanh_normal has no entropy")
+ENTROPIC = ("bounded_normal", "truncated_normal")
+
+
+def require_entropy(config: ActorConfig) -> None:
+    """For agents that need an entropy in closed form, which a normal squashed by tanh does not have."""
+    if config.continuous not in ENTROPIC:
+        raise ValueError(f"actor.continuous must be {' or '.join(ENTROPIC)} here: {config.continuous} has no entropy")
 
 
 class Actor(nn.Module):

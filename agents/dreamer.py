@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agents.actor import ActorConfig, ActorCritic, refuse_tanh_normal
+from agents.actor import ActorConfig, ActorCritic, require_entropy
 from agents.base import move_target
 from agents.imagination import dream, flatten_posterior, last_steps
 from agents.returns import return_after
@@ -48,7 +48,7 @@ class Config:
     scales: dict[str, float]
 
     def __post_init__(self) -> None:
-        refuse_tanh_normal(self.actor)
+        require_entropy(self.actor)
         if self.imagination_starts < 0 or self.imagination_starts == 1:  # a replayed step needs the one after it
             raise ValueError(f"imagination_starts must be 0 or at least 2, got {self.imagination_starts}")
 

@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 
-from agents.actor import ActorConfig, ActorCritic, refuse_tanh_normal
+from agents.actor import ActorConfig, ActorCritic, require_entropy
 from agents.base import frozen, move_target
 from agents.imagination import dream, flatten_posterior
 from agents.returns import return_including
@@ -43,7 +43,7 @@ class Config:
     scales: dict[str, float]
 
     def __post_init__(self) -> None:
-        refuse_tanh_normal(self.actor)
+        require_entropy(self.actor)
 
     def build(self, model: WorldModel) -> "DreamerV2":
         return DreamerV2(self, model)

@@ -193,6 +193,31 @@ class TanhNormal:
         return torch.tanh(self.mean + self.std * random_normal(self.mean.shape, self.mean, generator))
 
 
+class SquashedNormal:
+    """The policy of soft actor-critic (Haarnoja et al., arXiv 1812.05905, C): tanh of a normal, log std in [-5, 2]."""
+
+    def __init__(self, raw: Float[Tensor, "*B A2"]):
+        mean, log_std = raw.float().chunk(2, -1)
+        self.mean, self.log_std = mean, log_std.clamp(-5, 2)
+
+    @property
+    def mode(self) -> Float[Tensor, "*B A"]:
+        return torch.tanh(self.mean)
+
+    def sample(self, generator: Generator | None = None) -> Float[Tensor, "*B A"]:
+        return self.sample_with_log_prob(generator)[0]
+
+    def sample_with_log_prob(
+        self, generator: Generator | None = None
+    ) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B"]]:
+        """A reparameterised action and the logarithm of its density, both differentiable."""
+        noise = random_normal(self.mean.shape, self.mean, generator)
+        raw = self.mean + self.log_std.exp() * noise
+        normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # log (1 - tanh^2), stable far out
+        return torch.tanh(raw), (normal - squash).sum(-1)
+
+
 class TruncatedNormal:
     """The continuous policy of Dreamer V2: a normal cut to [-1, 1], mean tanh(m), std 2 sigmoid(s / 2) + 0.1.
 
