@@ -41,3 +41,36 @@ def return_including(
 ) -> Float[Tensor, "B H"]:
     """Dreamer V1 and V2: from states 0..H, returns of 0..H-1 that include the reward arriving with the state."""
     return lambda_return(reward[:, :-1], live[:, :-1], value[:, 1:], lam)
+
+
+def expansions(
+    reward: Float[Tensor, "I *N"], live: Float[Tensor, "I *N"], value: Float[Tensor, "I *N"]
+) -> Float[Tensor, "I *N"]:
+    """Value expansion of every horizon at once: candidate i takes the rewards up to step i, then the value after it.
+
+    ``T_i = sum_{j<=i} (prod_{k<j} live_k) reward_j + (prod_{k<=i} live_k) value_i``. Step 0 is the real one, T_0 the TD
+    target; ``live`` is discount times continue probability; ``value[i]`` is that of the state after step i. STEVE
+    (Buckman et al. 2018, arXiv 1807.01675, Eq. 4); the last candidate is MVE's (1803.00101, Eq. 3.1).
+    """
+    survived = torch.cumprod(live, 0)
+    reach = torch.cat([torch.ones_like(live[:1]), survived[:-1]])
+    return torch.cumsum(reach * reward, 0) + survived * value
+
+
+def horizon_weights(candidates: Float[Tensor, "I S *N"], kind: str, lam: float) -> Float[Tensor, "I *N"]:
+    """How much each horizon counts; the weights sum to 1.
+
+    ``inverse_variance``: of the population variance over the S samples, plus 1e-8 (STEVE, Eq. 5 and its code).
+    ``mean``: all alike. ``last``: the longest (MVE). ``lambda``: (1 - lam) lam^i, the rest to the last (TD(lambda)).
+    """
+    count, like = len(candidates), candidates[:, 0]
+    if kind == "inverse_variance":
+        precision = 1 / (candidates.var(1, correction=0) + 1e-8)
+        return precision / precision.sum(0)
+    steps = torch.arange(count, device=candidates.device, dtype=like.dtype)
+    if kind == "lambda":
+        fixed = (1 - lam) * lam**steps
+        fixed[-1] = lam ** (count - 1)
+    else:
+        fixed = {"mean": torch.full_like(steps, 1 / count), "last": (steps == count - 1).to(like)}[kind]
+    return fixed.view(-1, *[1] * (like.ndim - 1)).expand_as(like)

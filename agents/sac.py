@@ -9,16 +9,13 @@ whether the use of a model helped.
 Deviations: states are a world model's features, which move while it learns; they are made anew for every batch. All
 steps of replayed sequences are one batch, so its transitions come from fewer places than the paper's.
 
-Metrics: ``value`` (mean Q of replayed actions), ``entropy`` (nats), ``temperature`` (alpha).
+Metrics: ``value`` (mean Q of replayed actions), ``target`` (mean y), ``entropy`` (nats), ``temperature`` (alpha).
 """
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
-from agents.soft import SoftActorCritic, SoftConfig, Transitions, lowest
-from worldmodels.base import Latent, Sequence, WorldModel
+from agents.soft import Lessons, SoftActorCritic, SoftConfig, Transitions, lowest
+from worldmodels.base import Latent, WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +27,7 @@ class Config(SoftConfig):
 class SAC(SoftActorCritic):
     """See the card at the top of the file."""
 
-    def target(self, model: WorldModel, latent: Latent, batch: Sequence, real: Transitions) -> Float[Tensor, " N"]:
+    def lessons(self, model: WorldModel, latent: Latent, real: Transitions) -> Lessons:
         value, _ = self.value(self.target_critics, real.next_features, lowest)
-        return real.reward + self.soft.discount * real.live * value
+        target = real.reward + self.soft.discount * real.live * value
+        return Lessons(real.features, real.action, target, real.weight.expand(self.critics.members, -1), {})

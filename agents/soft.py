@@ -3,11 +3,12 @@
 Papers: Haarnoja et al. 2018 (arXiv 1812.05905), continuous actions; Christodoulou 2019 (1910.07207), discrete ones.
 
     V(s)    = E_a[ min_l Q'_l(s, a) - alpha log pi(a | s) ]
-    critic    sum_l (Q_l(s, a) - sg(y))^2 / 2,   y = r + gamma (1 - terminal) V(s') unless an agent says otherwise
+    critic    sum_l (Q_l(s, a) - sg(y))^2 / 2
     actor     E_a[ alpha log pi(a | s) - min_l Q_l(s, a) ]
     alpha     -log alpha sg(log pi + target entropy)
 
-The expectation over actions is one reparameterised sample, or the exact sum where actions are discrete.
+What the critics learn, for which states and actions, is each agent's own: its ``lessons``. The expectation over actions
+is one reparameterised sample, or the exact sum where actions are discrete.
 """
 
 import copy
@@ -23,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from agents.actor import Actor, ActorConfig
 from agents.base import Agent, Carry, frozen, move_target
-from worldmodels.base import Latent, Losses, Sequence, WorldModel
+from worldmodels.base import Latent, Losses, Sequence, WorldModel, map_latent
 from worldmodels.distributions import OneHot, SquashedNormal
 from worldmodels.layers import Activation, MemberMLP, Norm
 
@@ -54,6 +55,17 @@ def replayed_transitions(features: Float[Tensor, "B T F"], batch: Sequence) -> T
         (~batch.is_last[:, :-1]).float(),
     )
     return Transitions(*(part.flatten(0, 1) for part in parts))
+
+
+class Lessons(NamedTuple):
+    """What the critics are to say of states and actions; nothing has a graph."""
+
+    features: Float[Tensor, "M F"]
+    action: Float[Tensor, "M A"]
+    target: Float[Tensor, " M"]
+    weight: Float[Tensor, "L M"]
+    """Of each member's error; the sum over lessons is divided by the number of real transitions in the batch."""
+    metrics: dict[str, Float[Tensor, ""]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +115,17 @@ class Temperature(nn.Module):
         return self.log * (entropy - self.target).detach()
 
 
-Reduce = Callable[[Float[Tensor, "L *B"]], Float[Tensor, "*B"]]
+Reduce = Callable[[Float[Tensor, "L *B"]], Tensor]
+
+
+def every(values: Float[Tensor, "L *B"]) -> Float[Tensor, "L *B"]:
+    """Each member by itself."""
+    return values
+
+
+def average(values: Float[Tensor, "L *B"]) -> Float[Tensor, "*B"]:
+    """The mean of the members."""
+    return values.mean(0)
 
 
 def lowest(values: Float[Tensor, "L *B"]) -> Float[Tensor, "*B"]:
@@ -133,9 +155,11 @@ class SoftConfig(ABC):
 
 
 class SoftActorCritic(Agent, ABC):
-    """See the card at the top of the file. ``target`` is what a paper about critics changes."""
+    """See the card at the top of the file."""
 
     needs: ClassVar[tuple[type, ...]] = ()
+    opinion: ClassVar[Reduce] = staticmethod(lowest)
+    """What the actor makes of the members' values."""
 
     def __init__(self, config: SoftConfig, model: WorldModel):
         super().__init__(model)
@@ -153,34 +177,44 @@ class SoftActorCritic(Agent, ABC):
         return self.actor.act(model.features(latent), explore=explore, generator=generator), carry
 
     @abstractmethod
-    def target(self, model: WorldModel, latent: Latent, batch: Sequence, real: Transitions) -> Float[Tensor, " N"]:
-        """What the critics learn for each transition of ``real``; called without gradients."""
+    def lessons(self, model: WorldModel, latent: Latent, real: Transitions) -> Lessons:
+        """What the critics learn from the posterior ``[B, T]`` and its transitions; called without gradients."""
 
     def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
         real = replayed_transitions(model.features(latent), batch)
         with torch.no_grad():
-            target = self.target(model, latent, batch, real)
+            lessons = self.lessons(model, map_latent(torch.detach, latent), real)
         torch.clear_autocast_cache()  # torch before 2.13 reuses casts made without gradients, and would learn nothing
-        values = self.critics(real.features, real.action)
+        values = self.critics(lessons.features, lessons.action)
         with frozen(self.critics):
-            value, entropy = self.value(self.critics, real.features, lowest)
+            value, entropy = self.value(self.critics, real.features, self.opinion)
         count = real.weight.sum().clamp_min(1)
         terms = {
-            "critic": 0.5 * (real.weight * (values - target).square()).sum() / count,
+            "critic": 0.5 * (lessons.weight * (values - lessons.target).square()).sum() / count,
             "actor": -(real.weight * value).sum() / count,
             "temperature": (real.weight * self.temperature.loss(entropy)).sum() / count,
         }
-        metrics = {
+        metrics = lessons.metrics | {
             "value": values.detach().mean(),
+            "target": lessons.target.mean(),
             "entropy": entropy.detach().mean(),
             "temperature": self.temperature.value,
         }
         return Losses(terms, metrics)
 
+    def decide(self, features: Float[Tensor, "*B F"]) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B"]]:
+        """An action of the policy and the policy's entropy (an estimate of it, or exact where actions are discrete)."""
+        policy = self.actor(features)
+        if isinstance(policy, OneHot):
+            return policy.sample(), policy.entropy()
+        assert isinstance(policy, SquashedNormal)  # ``SoftConfig``
+        action, log_prob = policy.sample_with_log_prob()
+        return action, -log_prob
+
     def value(
-        self, critics: Critics, features: Float[Tensor, "*B F"], reduce: Reduce
-    ) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
-        """V of states under the policy, the members' values reduced, and the policy's entropy (an estimate of it)."""
+        self, critics: nn.Module, features: Float[Tensor, "*B F"], reduce: Reduce
+    ) -> tuple[Float[Tensor, "*L"], Float[Tensor, "*B"]]:
+        """V of states under the policy, of members or of what ``reduce`` makes of them, and the policy's entropy."""
         policy = self.actor(features)
         if isinstance(policy, OneHot):
             each = torch.eye(self.spaces.action_dim, device=features.device)
@@ -189,9 +223,8 @@ class SoftActorCritic(Agent, ABC):
             value = (policy.log_probs.exp() * reduce(critics(spread, each.expand(shape)))).sum(-1)
             entropy = policy.entropy()
         else:
-            assert isinstance(policy, SquashedNormal)  # ``SoftConfig``
-            action, log_prob = policy.sample_with_log_prob()
-            value, entropy = reduce(critics(features, action)), -log_prob
+            action, entropy = self.decide(features)
+            value = reduce(critics(features, action))
         return value + self.temperature.value * entropy, entropy
 
     def after_update(self, updates: int) -> None:

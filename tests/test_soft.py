@@ -80,7 +80,7 @@ def test_the_target_is_the_papers(agent: Any, make_batch: Any) -> None:
         real = replayed_transitions(model.features(latent), batch)
         torch.manual_seed(1)
         with torch.no_grad():
-            target = learner.target(model, latent, batch, real)
+            target = learner.lessons(model, latent, real).target
         torch.manual_seed(1)
         policy = learner.actor(real.next_features)
         expected = torch.zeros_like(target)
@@ -105,7 +105,7 @@ def test_losses_by_hand(agent: Any, make_batch: Any) -> None:
     losses = learner.loss(model, latent, batch)
     real = replayed_transitions(model.features(latent), batch)
     with torch.no_grad():
-        target = learner.target(model, latent, batch, real)
+        target = learner.lessons(model, latent, real).target
         q = learner.critics(real.features, real.action)
         log_probs = learner.actor(real.features).log_probs
         each = torch.stack([lowest(learner.critics(real.features, torch.eye(3)[a].expand(21, 3))) for a in range(3)], 1)
