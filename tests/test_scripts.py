@@ -117,6 +117,27 @@ def test_an_agent_with_networks_to_train_is_not_played_untrained(run_dir: Path, 
     one_line(script("evaluate.py", run_dir, "--agent", "planett"), "planet")
 
 
+def test_benchmarks_of_acting(run_dir: Path, script: Callable[..., Result]) -> None:
+    line = ("act", "--agent", "planet,sac", "--task", "toy:reach", "--preset", "debug", "--turns", "3", "--envs", "1,2")
+    report = json.loads(script("benchmark.py", *line, "--json").out)
+    assert (report["task"], report["preset"]) == ("toy:reach", ["debug"])
+    rows = report["act"]
+    assert [(row["agent"], row["envs"]) for row in rows] == [("planet", 1), ("planet", 2), ("sac", 1), ("sac", 2)]
+    for row in rows:
+        assert row["actions_per_s"] == pytest.approx(1e3 * row["envs"] / row["ms"]) and row["ms"] > 0
+    line = ("uses", run_dir, "--agent", "icem,rs", "--preset", "debug", "--episodes", "3")
+    rows = json.loads(script("benchmark.py", *line, "--json").out)["uses"]
+    assert [row["agent"] for row in rows] == ["own (dreamer)", "icem", "rs", "random"]
+    for row in rows:
+        assert len(row["returns"]) == 3 and row["low"] <= row["mean"] == pytest.approx(sum(row["returns"]) / 3)
+        assert row["mean"] <= row["high"]
+    table = script("benchmark.py", *line).out.splitlines()[1:]
+    assert [row.split()[0] for row in table] == ["own", "icem", "rs", "random"]
+    one_line(script("benchmark.py", "uses", run_dir, "--agent", "icem", "--episodes", "1"), "2 or more")
+    one_line(script("benchmark.py", "nonsense"), "unknown verb")
+    assert "act " in script("benchmark.py").out
+
+
 def test_imagine_films_truth_and_dream_with_numbers_beside_them(
     trained: Path, script: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -6,17 +6,19 @@ Machines are shared and drift, so a ratio of two medians of the same process say
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from agents.base import Agent
-from agents.pretrained import Trained
-from agents.training.config import RunConfig
+from agents.pretrained import load_trained, load_with_agent
+from agents.training.cli import parse
+from agents.training.devices import choose_device
 from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
 from agents.training.policies import AgentPolicy
-from worldmodels.base import Spaces, WorldModel
+from agents.training.run import build_networks
+from worldmodels.envs import EnvPool
 
 
 class Timing(NamedTuple):
@@ -35,6 +37,13 @@ class Timing(NamedTuple):
         return (high - low) / 2 / self.median
 
 
+class Report(NamedTuple):
+    """What was measured, and a row for each case of it."""
+
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
 def take_turns(work: dict[str, Callable[[], Any]], turns: int, device: torch.device) -> dict[str, Timing]:
     """Call each once to warm up, then all of them in turn, ``turns`` times; whole calls, the device waited for."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -49,21 +58,27 @@ def take_turns(work: dict[str, Callable[[], Any]], turns: int, device: torch.dev
     return {name: Timing(values) for name, values in seconds.items()}
 
 
-def act(
-    models: dict[str, tuple[RunConfig, WorldModel, Agent]], spaces: Spaces, envs: list[int], turns: int
-) -> list[dict[str, Any]]:
-    """Deciding on actions, images to actions and nothing else: one row for each agent and number of environments."""
-    device = next(next(iter(models.values()))[1].parameters()).device
+def act(names: list[str], settings: list[str], envs: list[int], turns: int) -> Report:
+    """Deciding on actions, images to actions and nothing else: one row for each agent and number of environments.
+
+    ``settings`` are words of the command line of training. Raises ``ValueError``.
+    """
+    configs = {name: parse(["--agent", name, *settings]).config for name in names}
+    first = next(iter(configs.values()))
+    device = choose_device(first.training.device)
+    with EnvPool(first.task, first.env, [0], "serial", first.collect.worker_timeout_s) as pool:
+        spaces = pool.spaces
     work: dict[str, Callable[[], Any]] = {}
-    for name, (_, model, agent) in models.items():
+    for name, config in configs.items():
+        model, agent = build_networks(config, spaces)
         for count in envs:
-            policy = AgentPolicy(model, agent, count, explore=False, seed=0)
+            policy = AgentPolicy(model.to(device).eval(), agent.to(device).eval(), count, explore=False, seed=0)
             obs = torch.randint(256, (count, *spaces.image), dtype=torch.uint8).numpy()
-            first = torch.zeros(count, dtype=torch.bool).numpy()
-            work[f"{name} {count}"] = lambda policy=policy, obs=obs, first=first: policy(obs, first)
+            begins = torch.zeros(count, dtype=torch.bool).numpy()
+            work[f"{name} {count}"] = lambda policy=policy, obs=obs, begins=begins: policy(obs, begins)
     timings = take_turns(work, turns, device)
     rows = []
-    for name in models:
+    for name in names:
         alone = timings[f"{name} {envs[0]}"].median
         for count in envs:
             timing = timings[f"{name} {count}"]
@@ -71,23 +86,30 @@ def act(
                 "agent": name, "envs": count, "ms": 1e3 * timing.median, "spread": timing.spread,
                 "actions_per_s": count / timing.median, "times_the_first": timing.median / alone,
             })  # fmt: skip
-    return rows
+    return Report({"device": str(device), "task": first.task, "preset": list(first.preset)}, rows)
 
 
-def uses(trained: dict[str, Trained], stage: Stage, episodes: int, resamples: int = 10_000) -> list[dict[str, Any]]:
-    """What each of several agents makes of the same world model: returns on the same seeds, and actions per second.
+def uses(run: str | Path, names: list[str], settings: list[str], episodes: int, resamples: int = 10_000) -> Report:
+    """What each of several agents makes of one run's world model: returns on the same seeds, and actions per second.
 
-    ``low`` and ``high`` are the 95 % percentile bootstrap interval of the mean over episodes. Random play comes last.
+    The agent that trained it comes first, random play last. ``low`` and ``high`` are the 95 % percentile bootstrap
+    interval of the mean over episodes. Raises ``ValueError``.
     """
+    device = choose_device("auto")
+    own = load_trained(run, device)
+    trained = {f"own ({own.card.agent.name if own.card.agent else '-'})": own}
+    trained |= {name: load_with_agent(run, name, settings, device) for name in names}
+    stage = Stage(own.card.task, own.card.env)
     rows = []
     for name, (_, model, agent) in trained.items():
         begin = time.perf_counter()
         played = evaluate_agent(stage, model, agent, episodes)
         seconds = time.perf_counter() - begin
         rows.append(row(name, played.returns, resamples) | {"actions_per_s": sum(played.lengths) / seconds})
-    spaces = next(iter(trained.values())).model.spaces
-    random = evaluate_baselines(stage, spaces, episodes)["random"]
-    return [*rows, row("random", random.returns, resamples)]
+    random = evaluate_baselines(stage, own.model.spaces, episodes)["random"]
+    rows.append(row("random", random.returns, resamples))
+    about = {"run": str(run), "task": own.card.task, "env_steps": own.card.training.env_steps, "episodes": episodes}
+    return Report(about | {"device": str(device)}, rows)
 
 
 def row(name: str, returns: list[float], resamples: int) -> dict[str, Any]:
