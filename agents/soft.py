@@ -123,11 +123,6 @@ def every(values: Float[Tensor, "L *B"]) -> Float[Tensor, "L *B"]:
     return values
 
 
-def average(values: Float[Tensor, "L *B"]) -> Float[Tensor, "*B"]:
-    """The mean of the members."""
-    return values.mean(0)
-
-
 def lowest(values: Float[Tensor, "L *B"]) -> Float[Tensor, "*B"]:
     """The least of the members: the pessimism of twin critics (Fujimoto et al. 2018, arXiv 1802.09477)."""
     return values.amin(0)
@@ -158,8 +153,6 @@ class SoftActorCritic(Agent, ABC):
     """See the card at the top of the file."""
 
     needs: ClassVar[tuple[type, ...]] = ()
-    opinion: ClassVar[Reduce] = staticmethod(lowest)
-    """What the actor makes of the members' values."""
 
     def __init__(self, config: SoftConfig, model: WorldModel):
         super().__init__(model)
@@ -170,6 +163,10 @@ class SoftActorCritic(Agent, ABC):
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         entropy = config.target_entropy_share * math.log(size) if self.spaces.discrete else config.target_entropy * size
         self.temperature = Temperature(config.temperature, entropy)
+
+    def opinion(self, values: Float[Tensor, "L *B"]) -> Float[Tensor, "*B"]:
+        """What the actor makes of the members' values."""
+        return lowest(values)
 
     def act(
         self, model: WorldModel, latent: Latent, carry: Carry, *, explore: bool, generator: Generator | None

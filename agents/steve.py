@@ -23,10 +23,11 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from agents.returns import expansions, horizon_weights
-from agents.soft import Lessons, Reduce, SoftActorCritic, SoftConfig, Transitions, average, every
+from agents.soft import Lessons, SoftActorCritic, SoftConfig, Transitions, every
 from worldmodels.base import Ensembled, Latent, Rewarded, WorldModel, map_latent
 
 
@@ -51,11 +52,13 @@ class STEVE(SoftActorCritic):
     """See the card at the top of the file."""
 
     needs: ClassVar[tuple[type, ...]] = (Rewarded, Ensembled)
-    opinion: ClassVar[Reduce] = staticmethod(average)
 
     def __init__(self, config: Config, model: WorldModel):
         super().__init__(config, model)
         self.config = config
+
+    def opinion(self, values: Float[Tensor, "L *B"]) -> Float[Tensor, "*B"]:
+        return values.mean(0)
 
     def lessons(self, model: WorldModel, latent: Latent, real: Transitions) -> Lessons:
         samples = self.candidates(model, latent, real).flatten(1, 2)  # [H + 1, M L, N]

@@ -10,12 +10,15 @@ What is compared takes turns in one process, and times are medians with half the
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from agents.training.cli import run_script
 
 
-def read(verb: str, argv: list[str], *arguments: tuple[str, dict[str, object]]) -> tuple[argparse.Namespace, list[str]]:
+def read(
+    verb: str, argv: list[str], *arguments: tuple[str, Mapping[str, object]]
+) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog=f"benchmark.py {verb}")
     for name, about in arguments:
         parser.add_argument(name, **about)  # pyright: ignore[reportArgumentType]

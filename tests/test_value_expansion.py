@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from agents import mve, sac, steve
+from agents import dyna, mve, sac, steve
 from agents.actor import ActorConfig
 from agents.returns import expansions, horizon_weights, lambda_return
 from agents.soft import CriticsConfig, Transitions
 from worldmodels.base import Ensembled, Rewarded, Spaces, WorldModel
 
 GAMMA, LENGTH = 0.9, 12
-KINDS = {sac.SAC: sac.Config, mve.MVE: mve.Config, steve.STEVE: steve.Config}
+KINDS = {sac.SAC: sac.Config, mve.MVE: mve.Config, steve.STEVE: steve.Config, dyna.Dyna: dyna.Config}
 
 
 class Time(NamedTuple):
@@ -267,3 +267,71 @@ def test_one_critic_has_no_variance_of_its_own_and_is_refused() -> None:
         config(steve.Config, members=1, horizon=1, reduction="mean", lam=0.0)
     with pytest.raises(ValueError, match="0 or more"):
         dataclasses.replace(config(mve.Config, horizon=1, td_k=True), horizon=-1)
+
+
+# ----------------------------------------------------------------------------------------------------------- Dyna
+
+
+def test_rollouts_grow_as_in_mbpo() -> None:
+    """Golden values of the papers' schedules [20, 100, 1, 25] and [20, 150, 1, 15], in epochs."""
+    ant = dyna.Schedule(begin=20, end=100, first=1, last=25)
+    assert [ant(e) for e in (0, 20, 40, 60, 100, 150)] == [1, 1, 7, 13, 25, 25]
+    hopper = dyna.Schedule(begin=20, end=150, first=1, last=15)
+    assert [hopper(e) for e in (0, 20, 50, 85, 150)] == [1, 1, 4, 8, 15]
+    with pytest.raises(ValueError, match="begin < end"):
+        dyna.Schedule(begin=5, end=5, first=1, last=1)
+
+
+def once(length: int) -> dyna.Schedule:
+    return dyna.Schedule(begin=0, end=1, first=length, last=length)
+
+
+@torch.no_grad()
+def test_dyna_without_imagined_transitions_is_sac() -> None:
+    model = Line(ramp())
+    plain = made(sac.SAC, model, ramp(3.0), ramp(4.0), alpha=0.5)
+    for changes in (dict(rollout=once(3), real_ratio=1.0), dict(rollout=once(0), real_ratio=0.3)):
+        agent = made(dyna.Dyna, model, ramp(3.0), ramp(4.0), alpha=0.5, **changes)
+        found = []
+        for learner in (plain, agent):
+            torch.manual_seed(5)
+            found.append(learner.lessons(model, posterior(2.0), real(0.5, time=2.0)))
+        assert all(torch.equal(a, b) for a, b in zip(found[0][:4], found[1][:4], strict=True))
+
+
+@torch.no_grad()
+def test_imagined_transitions_obey_the_model_and_end_where_it_says() -> None:
+    model = Line([float(10 * i) for i in range(LENGTH)], going_on=[1.0, 1.0, 1.0, 0.5, 0.0, *[1.0] * 7])
+    agent = made(dyna.Dyna, model, flat(2.0), flat(7.0), rollout=once(5), real_ratio=0.25)
+    lessons = agent.lessons(model, posterior(2.0), real(0.5, time=2.0))
+    assert lessons.features.flatten().tolist() == [1.0, 1.0, 2.0, 3.0, 4.0, 5.0], "from the real state on"
+    expected = [0.5 + GAMMA * 2, 20 + GAMMA * 2, 30 + GAMMA * 0.5 * 2, 40.0, 50 + GAMMA * 2, 60 + GAMMA * 2]
+    assert lessons.target.tolist() == pytest.approx(expected), "the least of the critics, nothing after the end"
+    # reached with chance 1, 1, 0.5, 0, 0: three quarters of the weight of the one real transition, shared out so
+    assert lessons.weight[0].tolist() == pytest.approx([0.25, 0.3, 0.3, 0.15, 0.0, 0.0])
+    assert lessons.metrics["rollout"] == 5
+
+
+@torch.no_grad()
+def test_a_step_across_episodes_starts_no_rollout() -> None:
+    model = Line(ramp())
+    agent = made(dyna.Dyna, model, flat(2.0), flat(2.0), rollout=once(2), real_ratio=0.5)
+    pair = Transitions(*(torch.cat(parts) for parts in zip(real(0.5), real(0.7, weight=0.0), strict=True)))
+    latent = Time(torch.tensor([[[0.0], [1.0]], [[0.0], [1.0]]]))
+    weight = agent.lessons(model, latent, pair).weight[0]
+    assert weight.tolist() == pytest.approx([0.5, 0.0, 0.25, 0.0, 0.25, 0.0])
+
+
+def test_value_reaches_the_start_of_a_chain_through_imagination_alone() -> None:
+    """Dyna on a chain: only the last real transition is ever seen, and imagination fills in what leads there."""
+    length = 6
+    model = Line([0.0] * length + [1.0] * (LENGTH - length), going_on=[1.0] * length + [0.0] * (LENGTH - length))
+    values = torch.zeros(LENGTH)  # of a greedy learner with one action: V(t) = E[r + gamma c V(t + 1)]
+    agent = made(dyna.Dyna, model, flat(0.0), flat(0.0), rollout=once(length), real_ratio=0.5)
+    for _ in range(length):
+        agent.target_critics = Table(values.tolist(), values.tolist())
+        lessons = agent.lessons(model, posterior(1.0), real(0.0, time=1.0))
+        for time, target, weight in zip(lessons.features[:, 0], lessons.target, lessons.weight[0], strict=True):
+            if weight > 0:
+                values[int(time)] = target.detach()
+    assert values[:length].tolist() == pytest.approx([GAMMA ** (length - 1 - t) for t in range(length)])
