@@ -14,7 +14,7 @@ Metrics: ``value`` (mean Q of replayed actions), ``target`` (mean y), ``entropy`
 
 from dataclasses import dataclass
 
-from agents.soft import Lessons, SoftActorCritic, SoftConfig, Transitions, lowest
+from agents.soft import Lessons, SoftActorCritic, SoftConfig, Transitions, td_lessons
 from worldmodels.base import Latent, WorldModel
 
 
@@ -28,6 +28,4 @@ class SAC(SoftActorCritic):
     """See the card at the top of the file."""
 
     def lessons(self, model: WorldModel, latent: Latent, real: Transitions) -> Lessons:
-        value, _ = self.value(self.target_critics, real.next_features, lowest)
-        target = real.reward + self.soft.discount * real.live * value
-        return Lessons(real.features, real.action, target, real.weight.expand(self.critics.members, -1), {})
+        return td_lessons(self, real)

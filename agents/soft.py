@@ -183,12 +183,12 @@ class SoftActorCritic(Agent, ABC):
             lessons = self.lessons(model, map_latent(torch.detach, latent), real)
         torch.clear_autocast_cache()  # torch before 2.13 reuses casts made without gradients, and would learn nothing
         values = self.critics(lessons.features, lessons.action)
-        with frozen(self.critics):
-            value, entropy = self.value(self.critics, real.features, self.opinion)
+        with frozen(self.critics, model):
+            objective, entropy = self.objective(model, map_latent(torch.detach, latent), real)
         count = real.weight.sum().clamp_min(1)
         terms = {
             "critic": 0.5 * (lessons.weight * (values - lessons.target).square()).sum() / count,
-            "actor": -(real.weight * value).sum() / count,
+            "actor": -(real.weight * objective).sum() / count,
             "temperature": (real.weight * self.temperature.loss(entropy)).sum() / count,
         }
         metrics = lessons.metrics | {
@@ -198,6 +198,12 @@ class SoftActorCritic(Agent, ABC):
             "temperature": self.temperature.value,
         }
         return Losses(terms, metrics)
+
+    def objective(
+        self, model: WorldModel, latent: Latent, real: Transitions
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """What the actor climbs at the states of ``real``, entropy included, and its entropy there."""
+        return self.value(self.critics, real.features, self.opinion)
 
     def decide(self, features: Float[Tensor, "*B F"]) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B"]]:
         """An action of the policy and the policy's entropy (an estimate of it, or exact where actions are discrete)."""
@@ -226,3 +232,10 @@ class SoftActorCritic(Agent, ABC):
 
     def after_update(self, updates: int) -> None:
         move_target(self.target_critics, self.critics, self.soft.target_rate)
+
+
+def td_lessons(agent: SoftActorCritic, real: Transitions) -> Lessons:
+    """SAC's: real transitions and the target r + gamma (1 - terminal) V(s')."""
+    value, _ = agent.value(agent.target_critics, real.next_features, lowest)
+    target = real.reward + agent.soft.discount * real.live * value
+    return Lessons(real.features, real.action, target, real.weight.expand(agent.critics.members, -1), {})

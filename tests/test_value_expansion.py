@@ -8,14 +8,20 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from agents import dyna, mve, sac, steve
+from agents import dyna, maac, mve, sac, steve
 from agents.actor import ActorConfig
 from agents.returns import expansions, horizon_weights, lambda_return
 from agents.soft import CriticsConfig, Transitions
 from worldmodels.base import Ensembled, Rewarded, Spaces, WorldModel
 
 GAMMA, LENGTH = 0.9, 12
-KINDS = {sac.SAC: sac.Config, mve.MVE: mve.Config, steve.STEVE: steve.Config, dyna.Dyna: dyna.Config}
+KINDS = {
+    sac.SAC: sac.Config,
+    mve.MVE: mve.Config,
+    steve.STEVE: steve.Config,
+    dyna.Dyna: dyna.Config,
+    maac.MAAC: maac.Config,
+}
 
 
 class Time(NamedTuple):
@@ -335,3 +341,83 @@ def test_value_reaches_the_start_of_a_chain_through_imagination_alone() -> None:
             if weight > 0:
                 values[int(time)] = target.detach()
     assert values[:length].tolist() == pytest.approx([GAMMA ** (length - 1 - t) for t in range(length)])
+
+
+# ----------------------------------------------------------------------------------------------------------- MAAC
+
+
+def objective(agent: Any, model: Any, latent: Any, given: Transitions) -> Tensor:
+    agent.critics = agent.target_critics
+    return agent.objective(model, latent, given)[0]
+
+
+def test_maac_golden_value() -> None:
+    """All rewards 1, Q 10, gamma 0.9, H 3: 1 + 0.9 + 0.81 + 0.729 * 10 = 10."""
+    model = Line(flat(1.0))
+    agent = made(maac.MAAC, model, flat(10.0), flat(12.0), horizon=3, terminal_actions=5)
+    assert objective(agent, model, posterior(1.0), real(0.5)).item() == pytest.approx(10.0)
+    ends = Line(flat(1.0), going_on=[0.0, 1.0, *[1.0] * 10])  # the first imagined step, to time 0, is the last
+    assert objective(agent, ends, posterior(0.0 + 0.0), real(0.5)).item() == pytest.approx(1.0 + 0.0)
+
+
+def test_maac_without_a_horizon_climbs_what_sac_climbs() -> None:
+    model = Line(ramp())
+    plain = made(sac.SAC, model, ramp(3.0), ramp(4.0), alpha=0.5)
+    agent = made(maac.MAAC, model, ramp(3.0), ramp(4.0), alpha=0.5, horizon=0, terminal_actions=5)
+    found = []
+    for learner in (plain, agent):
+        torch.manual_seed(4)
+        found.append(objective(learner, model, posterior(2.0), real(0.5, time=2.0)))
+    assert torch.equal(*found)
+
+
+class Point(NamedTuple):
+    x: Tensor  # [*B, 1]
+
+
+class Quadratic(Line):
+    """x' = 0.9 x + 0.5 a, reward -(x'^2)."""
+
+    def __init__(self) -> None:
+        super().__init__(flat(0.0))
+        self.spaces, self.slope = Spaces((64, 64, 3), 1, False), nn.Parameter(torch.tensor(0.9))
+
+    def imagine(self, latent: Any, action: Tensor, generator: Generator | None = None) -> Any:
+        return Point(self.slope * latent.x + 0.5 * action)
+
+    def features(self, latent: Any) -> Tensor:
+        return latent.x
+
+    def reward(self, latent: Any) -> Tensor:
+        return -latent.x[..., 0].square()
+
+    def continues(self, latent: Any) -> Tensor:
+        return torch.full(latent.x.shape[:-1], 0.95)
+
+
+def test_maac_differentiates_through_the_model_and_leaves_it_alone(double: None) -> None:
+    model = Quadratic().double()
+    agent = made(maac.MAAC, model, flat(0.0), flat(0.0), horizon=4, terminal_actions=1).double()
+    agent.critics = agent.target_critics = type("Q", (nn.Module,), {"members": 2, "forward": lambda self, f, a: (
+        -(f[..., 0] ** 2 + 0.3 * a[..., 0] ** 2).expand(2, *f.shape[:-1]))})()  # fmt: skip
+    weights = agent.actor.mlp.output.weight
+    agent.actor.mlp.output.bias.data.copy_(torch.tensor([0.1, -1.0]))
+    weights.data.copy_(torch.tensor([[-0.4], [0.2]]))
+    latent = Point(torch.tensor([[[0.7], [0.0]]], dtype=torch.float64))
+    given = Transitions(*(part.double() for part in real(0.0)))._replace(features=latent.x[:, 0])
+
+    def climb(shift: float = 0.0) -> Tensor:
+        torch.manual_seed(9)
+        weights.data[0, 0] += shift
+        value = agent.objective(model, latent, given)[0].sum()
+        weights.data[0, 0] -= shift
+        return value
+
+    from agents.base import frozen
+
+    with frozen(model):
+        climb().backward()
+    numeric = (climb(1e-5) - climb(-1e-5)).item() / 2e-5
+    assert weights.grad is not None and abs(numeric) > 0.01
+    assert weights.grad[0, 0].item() == pytest.approx(numeric, rel=1e-4)
+    assert model.slope.grad is None
