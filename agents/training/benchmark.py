@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from agents.pretrained import load_trained, load_with_agent
-from agents.training.cli import parse
+from agents.training import cli
 from agents.training.devices import choose_device
 from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
 from agents.training.policies import AgentPolicy
@@ -63,7 +63,7 @@ def act(names: list[str], settings: list[str], envs: list[int], turns: int) -> R
 
     ``settings`` are words of the command line of training. Raises ``ValueError``.
     """
-    configs = {name: parse(["--agent", name, *settings]).config for name in names}
+    configs = {name: cli.parse(["--agent", name, *settings]).config for name in names}
     first = next(iter(configs.values()))
     device = choose_device(first.training.device)
     with EnvPool(first.task, first.env, [0], "serial", first.collect.worker_timeout_s) as pool:
