@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from worldmodels.base import Latent, Rewarded, Sequence, WorldModel, map_latent
+from worldmodels.base import Latent, Rewarded, Sequence, WorldModel, cut, map_latent
 
 
 class Dream(NamedTuple):
@@ -104,11 +104,7 @@ def last_steps(latent: Latent, batch: Sequence, count: int) -> tuple[Latent, Seq
 
     For losses that read rewards and flags only: ``prev_action`` and ``context`` are left as they are.
     """
-    steps = {
-        name: getattr(batch, name)[:, -count:]
-        for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal")
-    }
-    return map_latent(lambda part: part[:, -count:], latent), batch._replace(**steps)
+    return map_latent(lambda part: part[:, -count:], latent), cut(batch, slice(-count, None))
 
 
 def flatten_posterior(latent: Latent) -> Latent:

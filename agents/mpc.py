@@ -14,7 +14,6 @@ no such noise.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,30 +72,23 @@ class Searching(Agent, Planning, ABC):
     def move(self, model: WorldModel, generator: Generator | None) -> Move:
         """How the particles of a candidate go on."""
 
-    def returns(
-        self, model: WorldModel, latent: Latent, act: Callable[[Latent, int], Tensor], move: Move, futures: int
-    ) -> Float[Tensor, "B N"]:
-        """``imagined_returns`` with this agent's values."""
-        config = self.config
-        return imagined_returns(
-            model,
-            latent,
-            act,
-            move,
-            futures=futures,
-            particles=config.particles,
-            horizon=self.horizon,
-            discount=config.discount,
-            stop_at_end=config.stop_at_end,
-        )
-
     @torch.no_grad()
     def search(self, model: WorldModel, latent: Latent, carry: Plan, generator: Generator | None) -> Found:
         """The best plan from each latent ``[B]``, and what the next search begins with."""
-        move = self.move(model, generator)
+        config, move = self.config, self.move(model, generator)
 
         def score(actions: Float[Tensor, "B N H A"]) -> Float[Tensor, "B N"]:
-            return self.returns(model, latent, follow(actions, self.config.particles), move, actions.shape[1])
+            return imagined_returns(
+                model,
+                latent,
+                follow(actions, config.particles),
+                move,
+                futures=actions.shape[1],
+                particles=config.particles,
+                horizon=self.horizon,
+                discount=config.discount,
+                stop_at_end=config.stop_at_end,
+            )
 
         return self.planner(chunked(score, self.futures_at_once), carry, self.space, generator)
 

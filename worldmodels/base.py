@@ -59,6 +59,13 @@ def on_device(sequence: Sequence, device: torch.device) -> Sequence:
     return Sequence(*parts)
 
 
+def cut(sequence: Sequence, span: slice) -> Sequence:
+    """Some steps of every sequence; ``prev_action`` and ``context`` are left, and fit where the span begins at 0."""
+    fields = ("obs", "action", "reward", "is_first", "is_last", "is_terminal")
+    steps: dict[str, Any] = {field: getattr(sequence, field)[:, span] for field in fields}
+    return sequence._replace(**steps, step=None if sequence.step is None else sequence.step[:, span])
+
+
 class Losses(NamedTuple):
     """Scalar loss terms, unweighted, and scalar metrics; all keyed by short names."""
 

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from agents.base import Agent, Planning
 from agents.training.imagined import headline, imagine_open_loop, open_loop_metrics, policy_dream
 from agents.training.video import draw_dream, draw_rollouts, write_json, write_video
-from worldmodels.base import Decoding, Latent, Rewarded, Sequence, WorldModel, map_latent, on_device
+from worldmodels.base import Decoding, Latent, Rewarded, Sequence, WorldModel, cut, map_latent, on_device
 
 CONTEXT, HORIZON = 5, 45  # steps seen and imagined (Dreamer V1)
 COLUMNS = 6  # sequences side by side
@@ -73,7 +73,7 @@ def film_dream(
     device = next(model.parameters()).device
     generator = Generator(device).manual_seed(seed)
     context = min(context, sequence.obs.shape[1])
-    seen = first_steps(on_device(sequence, device), context)
+    seen = cut(on_device(sequence, device), slice(context))
     with torch.no_grad():
         latent = map_latent(lambda part: part[:, -1], model.filter(seen, generator))
     carry = agent.initial(len(seen.reward), device)
@@ -114,18 +114,9 @@ def film_plan(
     def choose(latent: Latent) -> Tensor:
         return agent.plan(model, latent, agent.initial(len(sequence.reward), device), generator)[:, :ahead]
 
-    span = first_steps(on_device(sequence, device), context + ahead)
+    span = cut(on_device(sequence, device), slice(context + ahead))
     imagined = imagine_open_loop(model, span, context, generator, choose)
     frames = draw_rollouts(imagined, task=f"{task}, as planned", env_steps=env_steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics = {"plan/reward": float(imagined.reward_imagination[:, context:].mean())}
     return Film(frames, write_video(frames, path), metrics)
-
-
-def first_steps(sequence: Sequence, count: int) -> Sequence:
-    """The first ``count`` steps of every sequence."""
-    steps: dict[str, Any] = {
-        field: getattr(sequence, field)[:, :count]
-        for field in ("obs", "action", "reward", "is_first", "is_last", "is_terminal")
-    }
-    return sequence._replace(**steps)
