@@ -41,16 +41,20 @@ class PETS(Searching):
     def __init__(self, config: Config, model: WorldModel):
         super().__init__(config, model)
         assert isinstance(model, Ensembled)  # ``needs``
+        check_particles(config.particles, config.propagation, model)
         self.propagation = config.propagation
-        if config.propagation == "E":
-            if config.particles != 1:
-                raise ValueError(f"propagation E has no noise: particles must be 1, not {config.particles}")
-        elif config.particles % model.num_members:
-            raise ValueError(f"{config.particles} particles cannot be shared out evenly to {model.num_members} members")
 
     def move(self, model: WorldModel, generator: Generator | None) -> Move:
         assert isinstance(model, Ensembled)
         return propagate(model, self.propagation, generator)
+
+
+def check_particles(particles: int, kind: str, model: Ensembled) -> None:
+    """Raises ``ValueError`` for a number of particles that ``propagate`` cannot share out."""
+    if kind == "E" and particles != 1:
+        raise ValueError(f"particles must be 1, not {particles}: propagation E has no noise")
+    if kind != "E" and particles % model.num_members:
+        raise ValueError(f"particles must be a multiple of {model.num_members} members, not {particles}")
 
 
 def propagate(model: Ensembled, kind: str, generator: Generator | None) -> Move:

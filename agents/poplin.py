@@ -44,7 +44,7 @@ from torch import Generator, Tensor, nn
 
 from agents.base import Agent, Carry, Planning, frozen
 from agents.imagination import Move, imagined_returns, move_particles
-from agents.pets import propagate
+from agents.pets import check_particles, propagate
 from agents.planning import CEM, Found, Plan, Planner, RandomShooting, Score, SearchSpace, chunked
 from agents.planning.noise import cut
 from agents.planning.search import where
@@ -88,8 +88,6 @@ class Config:
             raise ValueError(f"distill must be bc with variant {self.variant}: {self.distill} needs searched weights")
         if self.imaginary < 0 or (self.imaginary and self.distill == "avg"):
             raise ValueError(f"imaginary must be 0 or more, 0 with distill avg, not {self.imaginary}")
-        if self.propagation == "E" and self.particles != 1:
-            raise ValueError(f"particles must be 1, not {self.particles}: propagation E has no noise")
 
     def build(self, model: WorldModel) -> "POPLIN":
         return POPLIN(self, model)
@@ -229,8 +227,7 @@ class POPLIN(Agent, Planning):
             if not isinstance(model, Ensembled):
                 why = f"{type(model).__name__} is not: choose another --world-model, or --agent.propagation model"
                 raise ValueError(f"propagation {config.propagation} needs a world model that is Ensembled; {why}")
-            if config.propagation != "E" and config.particles % model.num_members:
-                raise ValueError(f"particles must be a multiple of {model.num_members} members, not {config.particles}")
+            check_particles(config.particles, config.propagation, model)
         features, actions = model.feature_dim, self.spaces.action_dim
         self.config, self.planner, self.horizon = config, config.planner, config.planner.horizon
         self.scoring = {name: getattr(config, name) for name in ("particles", "discount", "stop_at_end")}

@@ -232,7 +232,7 @@ def test_random_shooting_picks_the_best_of_what_it_draws() -> None:
     assert found.actions[0, 0, 0].item() == pytest.approx(-1.0, abs=0.1)
 
 
-@pytest.mark.parametrize(("kind", "particles", "says"), [("TS1", 3, "shared out"), ("E", 2, "no noise")])
+@pytest.mark.parametrize(("kind", "particles", "says"), [("TS1", 3, "multiple of 2"), ("E", 2, "no noise")])
 def test_particles_that_cannot_be_dealt_are_refused(kind: str, particles: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         pets.PETS(config(pets.Config, propagation=kind, particles=particles), Drift(offsets=(0.0, 1.0)))

@@ -666,7 +666,6 @@ def test_with_the_mean_of_an_ensemble_and_no_policy_it_is_pets(debug_run, make_s
         (dict(imaginary=-1), "imaginary must be"),
         (dict(batch=0), "batch must be 1 or more, not 0"),
         (dict(hidden=(4, 0)), "hidden and discriminator are sizes"),
-        (dict(propagation="E", particles=2), "particles must be 1, not 2: propagation E"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str):
@@ -682,6 +681,7 @@ def test_what_cannot_be_planned_in_is_refused_in_one_line(debug_run, make_spaces
         (config(), Integrator(discrete=True), "continuous actions; discrete ones cannot be added up"),
         (config(propagation="TS1"), Integrator(), "propagation TS1 needs a world model that is Ensembled; Integrator"),
         (config(propagation="TS1", particles=3), ensemble, "particles must be a multiple of 2 members, not 3"),
+        (config(propagation="E", particles=2), ensemble, "particles must be 1, not 2: propagation E"),
         (config("p-uni", planner=shooting), Integrator(), "random_shooting draws uniformly and needs bounds"),
     ):
         with pytest.raises(ValueError, match=message) as error:
