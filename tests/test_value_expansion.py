@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from agents import dyna, maac, mve, sac, steve
 from agents.actor import ActorConfig
+from agents.branching import Schedule
 from agents.returns import expansions, horizon_weights, lambda_return
 from agents.soft import CriticsConfig, Transitions
 from worldmodels.base import Ensembled, Rewarded, Spaces, WorldModel
@@ -280,16 +281,16 @@ def test_one_critic_has_no_variance_of_its_own_and_is_refused() -> None:
 
 def test_rollouts_grow_as_in_mbpo() -> None:
     """Golden values of the papers' schedules [20, 100, 1, 25] and [20, 150, 1, 15], in epochs."""
-    ant = dyna.Schedule(begin=20, end=100, first=1, last=25)
+    ant = Schedule(begin=20, end=100, first=1, last=25)
     assert [ant(e) for e in (0, 20, 40, 60, 100, 150)] == [1, 1, 7, 13, 25, 25]
-    hopper = dyna.Schedule(begin=20, end=150, first=1, last=15)
+    hopper = Schedule(begin=20, end=150, first=1, last=15)
     assert [hopper(e) for e in (0, 20, 50, 85, 150)] == [1, 1, 4, 8, 15]
     with pytest.raises(ValueError, match="begin < end"):
-        dyna.Schedule(begin=5, end=5, first=1, last=1)
+        Schedule(begin=5, end=5, first=1, last=1)
 
 
-def once(length: int) -> dyna.Schedule:
-    return dyna.Schedule(begin=0, end=1, first=length, last=length)
+def once(length: int) -> Schedule:
+    return Schedule(begin=0, end=1, first=length, last=length)
 
 
 @torch.no_grad()
