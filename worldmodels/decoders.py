@@ -111,9 +111,12 @@ class UpsampleConv(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TransposedDecoder:
-    """World Models, PlaNet, Dreamer V1 and V2: a linear layer, then transposed convolutions 5, 5, 6, 6 of stride 2."""
+    """World Models, PlaNet, Dreamer V1 and V2: a linear layer, then transposed convolutions 5, 5, 6, 6 of stride 2.
 
-    type: Literal["transposed"]
+    World Models squashes their output by a sigmoid, the others do not.
+    """
+
+    type: Literal["transposed", "transposed_sigmoid"]
     depth: int
     activation: Activation
 
@@ -134,16 +137,24 @@ class TransposedConv(nn.Module):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         self.convs = nn.ModuleList(convs)
         self.activation = ACTIVATIONS[config.activation]
+        self.squashed = config.type == "transposed_sigmoid"
 
-    def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
+    def raw(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
+        """An image around 0, or what the sigmoid makes one of."""
         x = self.seed(torch.cat([deter, stoch], -1))[..., None, None]
         for layer in self.convs[:-1]:
             x = self.activation(layer(x))
-        return self.convs[-1](x).permute(0, 2, 3, 1) + 0.5
+        return self.convs[-1](x).permute(0, 2, 3, 1)
+
+    def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
+        raw = self.raw(deter, stoch)
+        return torch.sigmoid(raw.float()) if self.squashed else raw + 0.5
 
     def loss(
         self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: Real[Tensor, "N h w c"]
     ) -> Float[Tensor, " N"]:
+        if self.squashed:
+            return sigmoid_image_loss(self.raw(deter, stoch), image)
         return image_loss(self(deter, stoch), image)
 
 

@@ -131,7 +131,7 @@ class Bernoulli:
 class OneHot:
     """A policy over discrete actions, with ``mix`` of the uniform distribution; samples are one-hot.
 
-    ``sample`` carries the straight-through gradient; ``log_prob`` of a one-hot action.
+    ``sample`` carries the straight-through gradient, as does ``reenact`` of a one-hot action; ``log_prob`` of one.
     """
 
     def __init__(self, logits: Float[Tensor, "*B A"], mix: float):
@@ -144,6 +144,9 @@ class OneHot:
     def sample(self, generator: Generator | None = None) -> Float[Tensor, "*B A"]:
         probs = self.log_probs.exp()
         return straight_through(sample_one_hot(probs, -1, generator), probs)
+
+    def reenact(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        return straight_through(action, self.log_probs.exp())
 
     def log_prob(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
         return (self.log_probs * action).sum(-1)
@@ -213,9 +216,28 @@ class SquashedNormal:
         """A reparameterised action and the logarithm of its density, both differentiable."""
         noise = random_normal(self.mean.shape, self.mean, generator)
         raw = self.mean + self.log_std.exp() * noise
+        return torch.tanh(raw), self._log_density(raw, noise)
+
+    def log_prob(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
+        """Of actions in [-1, 1], the ends as if they were just inside."""
+        raw = unsquash(action)
+        return self._log_density(raw, (raw - self.mean) / self.log_std.exp())
+
+    def reenact(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        """``action`` as tanh(mean + std * noise) with the noise it must have had (arXiv 1510.09142, section 4.2)."""
+        std = self.log_std.exp()
+        noise = ((unsquash(action) - self.mean) / std).detach()
+        return straight_through(action, torch.tanh(self.mean + std * noise))
+
+    def _log_density(self, raw: Tensor, noise: Tensor) -> Tensor:
         normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # log (1 - tanh^2), stable far out
-        return torch.tanh(raw), (normal - squash).sum(-1)
+        return (normal - squash).sum(-1)
+
+
+def unsquash(action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    """The number whose tanh is ``action``, in [-1, 1]; for the ends themselves, which tanh rounds to, +-7.25."""
+    return torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6))
 
 
 class TruncatedNormal:
@@ -245,3 +267,29 @@ class TruncatedNormal:
         phi_low, phi_high = (torch.exp(-0.5 * x**2) / math.sqrt(2 * math.pi) for x in (self.low, self.high))
         slope = (self.low * phi_low - self.high * phi_high) / (2 * self.mass)
         return (torch.log(self.std * self.mass) + 0.5 * math.log(2 * math.pi * math.e) + slope).sum(-1)
+
+
+class NormalMixture:
+    """Numbers that are independent of one another, each a mixture of K normals with weights of its own.
+
+    The output layer of a mixture density network (Bishop 1994) as "World Models" factors it (arXiv 1803.10122, and its
+    code). ``raw`` has for each number K logits, K means and K log standard deviations, the latter held in [-10, 5].
+    """
+
+    def __init__(self, raw: Float[Tensor, "*B R"], components: int):
+        logits, self.means, log_stds = raw.float().unflatten(-1, (-1, 3, components)).unbind(-2)
+        self.log_weights, self.log_stds = F.log_softmax(logits, -1), log_stds.clamp(-10, 5)
+
+    def log_prob(self, value: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B Z"]:
+        """Of every number by itself, nats."""
+        z = (value.unsqueeze(-1) - self.means) / self.log_stds.exp()
+        return torch.logsumexp(self.log_weights - 0.5 * z**2 - self.log_stds - 0.5 * math.log(2 * math.pi), -1)
+
+    def sample(self, temperature: float, generator: Generator | None = None) -> Float[Tensor, "*B Z"]:
+        """A component from logits divided by the temperature, then a value with its variance times the temperature.
+
+        Reparameterised given the component: the gradient reaches its mean and its deviation, and no logits.
+        """
+        chosen = sample_one_hot(F.softmax(self.log_weights / temperature, -1), -1, generator)
+        mean, std = ((chosen * part).sum(-1) for part in (self.means, self.log_stds.exp()))
+        return mean + std * math.sqrt(temperature) * random_normal(mean.shape, mean, generator)
