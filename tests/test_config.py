@@ -332,6 +332,144 @@ def test_an_error_names_the_file_that_made_it(catalog: Catalog, file: str, data:
     assert str(error.value) == message
 
 
+def me(catalog: Catalog, presets: tuple[str, ...] = ()) -> Any:
+    return to_dict(composed(catalog, presets=presets).agent)
+
+
+def test_a_file_is_laid_over_its_base_presets_included(catalog: Catalog) -> None:
+    assert isinstance(catalog.values, Path)
+    presets = {"one": {"config": {"size": 4, "rate": 0.4}}, "big": {"config": {"size": 9}}}
+    tiny = {"type": "tiny", "world_model": "small", "replay": {"batch": 17}}
+    write(catalog.values, "agents/first", tiny | {"config": {"size": 2, "rate": 0.2}, "presets": presets})
+    write(catalog.values, "agents/me", {"base": "first"})
+    assert me(catalog) == {"size": 2, "rate": 0.2} and me(catalog, ("one",)) == {"size": 4, "rate": 0.4}
+    changes = {"config": {"size": 3}, "presets": {"one": {"config": {"rate": 0.5}}, "less": {"config": {"size": 1}}}}
+    write(catalog.values, "agents/me", {"base": "first", "replay": {"length": 5}} | changes)
+    entry = catalog.entry("agents", "me")
+    assert (entry.name, entry.type, entry.world_model) == ("me", "tiny", "small")
+    assert set(entry.presets) == {"one", "big", "less"}
+    assert me(catalog) == {"size": 3, "rate": 0.2}
+    assert me(catalog, ("one",)) == {"size": 4, "rate": 0.5}, "a base's preset is above the file's own values"
+    assert me(catalog, ("big", "one")) == {"size": 4, "rate": 0.5}
+    assert me(catalog, ("one", "less")) == {"size": 1, "rate": 0.5}
+    assert (composed(catalog).replay.batch, composed(catalog).replay.length) == (17, 5)
+
+
+def test_bases_go_on_and_the_nearest_file_has_the_say(catalog: Catalog, tmp_path: Path) -> None:
+    assert isinstance(catalog.values, Path)
+    (tmp_path / "tinyagents" / "wide.py").write_text(TINY + "    width: int\n")
+    write(catalog.values, "worldmodels/less", {"base": "small", "config": {"rate": 0.3}})
+    write(catalog.values, "agents/first", {"type": "tiny", "world_model": "small", "config": {"size": 2, "rate": 0.2}})
+    write(catalog.values, "agents/second", {"base": "first", "type": "wide", "config": {"size": 3, "width": 7}})
+    write(catalog.values, "agents/me", {"base": "second", "world_model": "less", "config": {"width": 8}})
+    entry = catalog.entry("agents", "me")
+    assert (entry.type, entry.world_model) == ("wide", "less")
+    assert me(catalog) == {"size": 3, "rate": 0.2, "width": 8}
+    less = catalog.entry("worldmodels", "less")
+    config = compose(catalog, agent=entry, world_model=less, task="toy:reach", presets=(), files=(), overrides={})
+    assert to_dict(config.world_model) == {"size": 1, "rate": 0.3} and config.world_model_name == "less"
+
+
+FIRST: dict[str, Any] = {"type": "tiny", "world_model": "small", "config": {"size": 2, "rate": 0.2}}
+
+
+@pytest.mark.parametrize(
+    ("first", "mine", "message"),
+    [
+        (FIRST, {"base": "frist"}, "configs/agents/me.yaml: base: unknown agent 'frist'. Did you mean 'first'?"),
+        (FIRST, {"base": 3}, "configs/agents/me.yaml: base: expected a name, got 3 (int)"),
+        (FIRST, {"bsae": "first"}, "configs/agents/me.yaml: bsae: unknown key. Did you mean 'base'?"),
+        (FIRST, {"base": "me"}, "configs/agents/me.yaml: base: goes in a circle: me -> me"),
+        (
+            FIRST | {"base": "me"},
+            {"base": "first"},
+            "configs/agents/first.yaml: base: goes in a circle: me -> first -> me",
+        ),
+        ({"type": "tiny"}, {"base": "first"}, "configs/agents/me.yaml: world_model: expected a name, got null"),
+        (
+            FIRST | {"type": "tinny"},
+            {"base": "first"},
+            "configs/agents/first.yaml: type: no module 'tinny' in tinyagents. Did you mean 'tiny'?",
+        ),
+        (
+            FIRST,
+            {"base": "first", "type": "tinny"},
+            "configs/agents/me.yaml: type: no module 'tinny' in tinyagents. Did you mean 'tiny'?",
+        ),
+        (
+            FIRST | {"confg": {}},
+            {"base": "first"},
+            "configs/agents/first.yaml: confg: unknown key. Did you mean 'config'?",
+        ),
+        (
+            FIRST | {"config": {"size": 2}},
+            {"base": "first"},
+            "configs/agents/me.yaml: agent.rate: missing; every value has to be given",
+        ),
+        (
+            FIRST | {"config": {"size": "x", "rate": 0.2}},
+            {"base": "first", "config": {"rate": 0.3}},
+            "configs/agents/first.yaml, base of me: agent.size: expected int, got 'x' (str)",
+        ),
+        (
+            FIRST,
+            {"base": "first", "config": {"size": "x"}},
+            "configs/agents/me.yaml: agent.size: expected int, got 'x' (str)",
+        ),
+        (
+            FIRST | {"config": {"size": 2, "rate": 0.2, "width": 1}},
+            {"base": "first"},
+            "configs/agents/first.yaml, base of me: agent.width: unknown key. Known: rate, size.",
+        ),
+        (
+            FIRST | {"presets": {"one": {"config": {"rate": "x"}}}},
+            {"base": "first"},
+            "configs/agents/first.yaml, base of me (preset one): agent.rate: expected float, got 'x' (str)",
+        ),
+        (
+            FIRST | {"config": 5},
+            {"base": "first"},
+            "configs/agents/first.yaml, base of me: agent: expected a mapping, got 5 (int)",
+        ),
+    ],
+)
+def test_an_error_tells_a_base_from_what_is_laid_over_it(
+    catalog: Catalog, first: dict[str, Any], mine: dict[str, Any], message: str
+) -> None:
+    assert isinstance(catalog.values, Path)
+    write(catalog.values, "agents/first", first)
+    write(catalog.values, "agents/me", mine)
+    with pytest.raises(ConfigError) as error:
+        composed(catalog, presets=("one",))
+    assert str(error.value) == message
+
+
+def leaves(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for key, value in data.items():
+        below = leaves(value) if isinstance(value, dict) else [()]
+        yield from ((key, *rest) for rest in below)
+
+
+def without(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    key, *rest = path
+    return {k: without(v, tuple(rest)) if k == key else v for k, v in data.items() if k != key or rest}
+
+
+@pytest.mark.parametrize("kind", ["agents", "worldmodels"])
+def test_every_value_of_a_shipped_file_changes_something_of_its_base(kind: str) -> None:
+    for name in shipped().names(kind):
+        *bases, own = ({"values": said.values, "presets": said.presets} for said in shipped().entry(kind, name).files)
+
+        def over_bases(data: dict[str, Any], bases: list[dict[str, Any]] = bases) -> dict[str, Any]:
+            layers = Layers()
+            for file in (*bases, data):
+                layers.add(file, "")
+            return layers.data
+
+        idle = [path for path in leaves(own) if over_bases(without(own, path)) == over_bases(own)]
+        assert not idle, f"{name} repeats its base"
+
+
 def test_a_saved_config_loads_back_equal(catalog: Catalog, tmp_path: Path) -> None:
     config = composed(catalog, presets=("one",), overrides={"training": {"updates_per_env_step": "1e-3"}})
     save_config(config, tmp_path / "config.yaml")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.training import help as texts
-from agents.training.config import Catalog, Entry, Layers, RunConfig, compose, from_layers, load_config, shipped
+from agents.training.config import Catalog, Entry, Layers, RunConfig, Said, compose, from_layers, load_config, shipped
 from worldmodels.envs import resolve_task
 from worldmodels.pretrained import CONFIG, read_card
 from worldmodels.strict import ConfigError, did_you_mean, dump_yaml, from_dict, parse_yaml, read_yaml, to_dict
@@ -225,7 +225,8 @@ def world_model(name: str, catalog: Catalog) -> tuple[Entry, Origin | None]:
     if (path / CONFIG).is_file():
         card = read_card(path)
         part, origin = card.world_model, Origin(path, card.task, to_dict(card.env))
-        return Entry(part.name, part.type, {"config": part.config}, {}, str(path / CONFIG)), origin
+        source = str(path / CONFIG)
+        return Entry(part.name, part.type, (Said({"config": part.config}, {}, source),), source), origin
     file = path / "config.yaml"
     if not file.is_file():
         raise ConfigError(
@@ -233,9 +234,9 @@ def world_model(name: str, catalog: Catalog) -> tuple[Entry, Origin | None]:
             f"which scripts/export.py writes, has a {CONFIG}"
         )
     before = load_config(file, catalog)
-    values = {"config": to_dict(before.world_model)}
+    said = Said({"config": to_dict(before.world_model)}, {}, str(file))
     origin = Origin(path, before.task, to_dict(before.env))
-    return Entry(before.world_model_name, before.world_model_type, values, {}, str(file)), origin
+    return Entry(before.world_model_name, before.world_model_type, (said,), str(file)), origin
 
 
 def presets(

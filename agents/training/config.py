@@ -1,7 +1,8 @@
 """What a run is made of, and how files, presets and overrides become one ``RunConfig``.
 
 Values lie in ``configs/``, one YAML for each name a user can write; types lie beside the code they configure, as
-``Config`` in ``agents/<type>.py`` and ``worldmodels/<type>.py``. There is no registry: a file is the registration.
+``Config`` in ``agents/<type>.py`` and ``worldmodels/<type>.py``. There is no registry: a file is the registration. A
+YAML with ``base: NAME`` is laid over that one of the same folder.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,8 @@ from worldmodels.strict import (
 )
 
 SECTIONS = ("env", "collect", "replay", "optimizers", "training")
+KINDS = {"agents": "agent", "worldmodels": "world model"}  # by folder of ``configs``, what errors call its files
+HEADS = {"agents": ("type", "world_model"), "worldmodels": ("type",)}  # the names that such a file has to give
 
 
 def at_least(config: Any, least: float, *names: str) -> None:
@@ -124,15 +127,27 @@ class RunConfig:
         at_least(self, 0, "seed")
 
 
+class Said(NamedTuple):
+    """What the YAML of one agent or world model says by itself."""
+
+    values: dict[str, Any]  # config, and sections of the run that it sets
+    presets: dict[str, Any]  # by preset, mappings like ``values``
+    source: str  # what errors call it
+
+
 class Entry(NamedTuple):
-    """One agent or world model by name: what its YAML says."""
+    """One agent or world model by name."""
 
     name: str
     type: str
-    values: dict[str, Any]  # config, and sections of the run that it sets
-    presets: dict[str, Any]  # by preset, mappings like ``values``
-    source: str
+    files: tuple[Said, ...]  # its own last, after those that it is based on; a later one is laid over the others
+    source: str  # the file that gave the type
     world_model: str = ""  # an agent's default one
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The names that any of its files has a section for."""
+        return tuple(dict.fromkeys(preset for said in self.files for preset in said.presets))
 
 
 @dataclass(frozen=True)
@@ -163,21 +178,45 @@ class Catalog:
         return file
 
     def entry(self, kind: str, name: str) -> Entry:
-        self.check(kind, {"agents": "agent", "worldmodels": "world model"}[kind], name)
+        """An agent or world model, and the files that it is based on. Raises ``ConfigError``."""
+        self.check(kind, KINDS[kind], name)
+        files: list[Said] = []
+        heads: dict[str, tuple[str, str]] = {}  # of type and world_model: the nearest file's value, and that file
+        chain: list[str] = []
+        base: str | None = name
+        while base is not None:
+            chain.append(base)
+            head, said = self.said(kind, base)
+            heads = {key: (value, said.source) for key, value in head.items()} | heads
+            base = head.get("base")
+            if base in chain:
+                raise ConfigError(f"{said.source}: base: goes in a circle: {' -> '.join((*chain, base))}")
+            if base is not None and base not in self.names(kind):
+                near = did_you_mean(base, self.names(kind))
+                raise ConfigError(f"{said.source}: base: unknown {KINDS[kind]} {base!r}. {near}")
+            files.insert(0, said._replace(source=f"{said.source}, base of {name}") if files else said)
+        for key in HEADS[kind]:
+            if key not in heads:
+                raise ConfigError(f"{files[-1].source}: {key}: expected a name, got null")
+        type_, source = heads["type"]
+        return Entry(name, type_, tuple(files), source, heads.get("world_model", ("", ""))[0])
+
+    def said(self, kind: str, name: str) -> tuple[dict[str, str], Said]:
+        """What one file says: the names in it (base, type and, in an agent's, world model), and everything else."""
         data, source = self.read(kind, name)
-        own = {"agents": ("type", "world_model"), "worldmodels": ("type",)}[kind]
-        allow(data, (*own, "config", "presets", *SECTIONS), source)
-        for key in own:
-            if not isinstance(data.get(key), str):
-                raise ConfigError(f"{source}: {key}: expected a name, got {show(data.get(key))}")
+        heads = ("base", *HEADS[kind])
+        allow(data, (*heads, "config", "presets", *SECTIONS), source)
+        for key in heads:
+            if key in data and not isinstance(data[key], str):
+                raise ConfigError(f"{source}: {key}: expected a name, got {show(data[key])}")
         presets = data.pop("presets", {})
         for values in (presets, *(presets.values() if isinstance(presets, dict) else ())):
             if not isinstance(values, dict):
                 raise ConfigError(f"{source}: presets: expected a mapping of mappings, got {show(values)}")
         for preset, values in presets.items():
             allow(values, ("config", *SECTIONS), f"{source}: presets.{preset}")
-        values = {key: value for key, value in data.items() if key not in own}
-        return Entry(name, data["type"], values, presets, source, data.get("world_model", ""))
+        values = {key: value for key, value in data.items() if key not in heads}
+        return {key: data[key] for key in heads if key in data}, Said(values, presets, source)
 
     def config_class(self, kind: str, name: str, source: str) -> type:
         """``Config`` of one module of the package of this kind. Raises ``ConfigError``."""
@@ -247,7 +286,10 @@ def compose(
     layers.add(*catalog.read("run"))
     parts = {"world_model": world_model, "agent": agent}
     for part, entry in parts.items():
-        layers.add(in_run(part, entry.values), entry.source)
+        for said in entry.files:
+            layers.add(in_run(part, said.values), said.source)
+        if isinstance(layers.data.get(part), dict):
+            layers.sources[part] = entry.files[-1].source  # who has to give what is missing
     for name in task.replace("/", "-").split(":", 1):
         if name in catalog.names("tasks"):
             data, source = catalog.read("tasks", name)
@@ -259,7 +301,8 @@ def compose(
             allow(data, SECTIONS, source)
             layers.add(data, source)
         for part, entry in parts.items():
-            layers.add(in_run(part, entry.presets.get(preset, {})), f"{entry.source} (preset {preset})")
+            for said in entry.files:
+                layers.add(in_run(part, said.presets.get(preset, {})), f"{said.source} (preset {preset})")
     for data, source in [*([saved] if saved else []), *files]:
         layers.add(data, source)
     for name in overrides.get("optimizers", {}):
