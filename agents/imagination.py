@@ -29,7 +29,7 @@ def dream(
     """Follow ``policy`` (features [N, F] to actions [N, A]) for ``horizon`` steps from ``start`` [N].
 
     The policy sees detached features, so the only way from one action to a later reward is through the dynamics
-    (Dreamer V1). Whether there are gradients at all is the caller's choice.
+    (Dreamer V1). Whether there are gradients at all is the caller's choice. Of 0 steps it is the start alone.
     """
     latent, latents, features, actions = start, [start], [model.features(start)], []
     for _ in range(horizon):
@@ -39,7 +39,8 @@ def dream(
         features.append(model.features(latent))
         actions.append(action)
     stacked = map_latent(lambda *parts: torch.stack(parts, 1), *latents)
-    return Dream(stacked, torch.stack(features, 1), torch.stack(actions, 1))
+    nothing = features[0].new_zeros(len(features[0]), 0, model.spaces.action_dim)
+    return Dream(stacked, torch.stack(features, 1), torch.stack(actions, 1) if actions else nothing)
 
 
 Move = Callable[[Latent, Tensor], Latent]

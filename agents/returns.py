@@ -57,6 +57,17 @@ def expansions(
     return torch.cumsum(reach * reward, 0) + survived * value
 
 
+def expanded(
+    candidates: Float[Tensor, "I S *N"], kind: str, lam: float
+) -> tuple[Float[Tensor, "*N"], Float[Tensor, "I *N"]]:
+    """One target of all candidates, the means over S samples weighted by ``horizon_weights``; and the weights.
+
+    Which method it is, is ``kind``: ``last`` is MVE, ``inverse_variance`` STEVE, the others are STEVE's baselines.
+    """
+    weight = horizon_weights(candidates, kind, lam)
+    return (weight * candidates.mean(1)).sum(0), weight
+
+
 def horizon_weights(candidates: Float[Tensor, "I S *N"], kind: str, lam: float) -> Float[Tensor, "I *N"]:
     """How much each horizon counts; the weights sum to 1.
 

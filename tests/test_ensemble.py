@@ -1,5 +1,6 @@
 """The ensemble: its members one by one, its bootstrap, what disagreement means, and that the RSSM never notices."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -259,10 +260,10 @@ def test_bootstrap_weights_are_the_same_forever():
 def test_a_block_has_one_weight_for_each_member(name: str, build: Build, make_batch: Build):
     batch = make_batch()
     batch = batch._replace(step=batch.step + 3996)
-    weight = build(name, bootstrap_block=8)._weight(batch)
+    weight = build(name, bootstrap_block=8)._weight(batch, 3)
     assert torch.equal(weight, bootstrap_weights(3, batch.step.flatten() // 8))
     assert torch.equal(weight[:, 4:12], weight[:, 4:5].expand(3, 8))
-    assert torch.equal(build(name, bootstrap_block=0)._weight(batch._replace(step=None)), torch.ones(3, 24))
+    assert torch.equal(build(name, bootstrap_block=0)._weight(batch._replace(step=None), 3), torch.ones(3, 24))
 
 
 @each_model
@@ -367,3 +368,42 @@ def test_members_disagree_where_nothing_was_seen(kind: Any):
             members.disagreement(network(x.expand(5, -1, -1))) for x in (seen, torch.linspace(2.5, 4, 50)[:, None])
         )
     assert (unknown > known.quantile(0.95)).float().mean() > 0.95
+
+
+# ------------------------------------------------------------------------------------------------------ rewards
+
+
+def test_without_reward_members_the_rssm_speaks_for_all(build: Build, make_batch: Any):
+    model = build("ensemble-v1")
+    latent, _ = start(model, make_batch(model.spaces), 3, 2)
+    assert model.num_rewards == 1 and torch.equal(model.reward_members(latent)[0], model.reward(latent))
+    assert not [name for name in model.state_dict() if name.startswith("reward_heads")]
+
+
+def test_each_reward_member_is_a_head_like_the_rssms(build: Build, make_batch: Any):
+    model = build("ensemble-v3", rewards=3)
+    latent, _ = start(model, make_batch(model.spaces), 3, 2)
+    found, alone = model.reward_members(latent), copy.deepcopy(model.rssm.reward_head)
+    assert found.shape == (3, 3, 2)
+    for k in range(3):
+        own = {name: tensor[k] for name, tensor in model.reward_heads.state_dict().items()}
+        own = {n: (t.T if n.endswith("weight") and t.ndim == 2 and "norms" not in n else t) for n, t in own.items()}
+        alone.load_state_dict({name: tensor.view_as(alone.state_dict()[name]) for name, tensor in own.items()})
+        torch.testing.assert_close(found[k], alone(model.features(latent)).mean, rtol=1e-4, atol=1e-4)
+
+
+def test_reward_members_learn_from_their_own_resamples_and_the_rssm_never_notices(build: Build, make_batch: Any):
+    model = build("ensemble-v3", rewards=3, bootstrap_block=4)
+    batch = make_batch(model.spaces)
+    batch = batch._replace(step=torch.arange(batch.reward.numel()).view(batch.reward.shape))
+    torch.manual_seed(0)
+    latent, losses = model.loss(batch)
+    heads = model.reward_heads(model.features(latent).detach().flatten(0, 1))
+    weight = bootstrap_weights(3, batch.step.flatten() // 4)
+    expected = (weight * heads.loss(batch.reward.flatten().expand(3, -1))).mean(1).sum()
+    torch.testing.assert_close(losses.terms["member_rewards"], expected)
+    losses.terms["member_rewards"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.rssm.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in model.reward_heads.parameters())
+    with pytest.raises(ValueError, match="rewards must be at least 0"):
+        dataclasses.replace(model.config.members, rewards=-1)

@@ -41,6 +41,11 @@ class Drift(WorldModel, Rewarded, Decoding, Ensembled):
     def imagine(self, latent: Particle, action: Tensor, generator: Generator | None = None) -> Particle:
         return latent._replace(x=latent.x + 0.2 * action + self.offsets.mean() + self.noise(latent, generator))
 
+    num_rewards = 1
+
+    def reward_members(self, latent: Particle) -> Tensor:
+        return self.reward(latent)[None]
+
     def imagine_members(self, latent: Particle, action: Tensor, generator: Generator | None = None) -> Particle:
         k = torch.arange(float(self.num_members)).view(-1, *[1] * (latent.x.ndim - 1))
         x = latent.x + 0.2 * action + self.offsets.view_as(k) + self.noise(latent, generator)

@@ -30,11 +30,21 @@ class Time(NamedTuple):
 
 
 class Line(WorldModel, Rewarded, Ensembled):
-    """Time goes on by 1, with member k by 1 + drift_k; reward and going on are tables of it, interpolated."""
+    """Time goes on by 1, with member k by 1 + drift_k; reward and going on are tables of it, interpolated.
 
-    def __init__(self, reward: list[float], going_on: list[float] | None = None, drift: tuple[float, ...] = (0.0,)):
+    Reward member k adds ``reward_drift[k]`` to every reward.
+    """
+
+    def __init__(
+        self,
+        reward: list[float],
+        going_on: list[float] | None = None,
+        drift: tuple[float, ...] = (0.0,),
+        reward_drift: tuple[float, ...] = (0.0,),
+    ):
         super().__init__()
         self.spaces, self.feature_dim, self.num_members = Spaces((64, 64, 3), 2, False), 1, len(drift)
+        self.num_rewards, self.reward_drift = len(reward_drift), torch.tensor(reward_drift)
         self.rewards, self.drift = torch.tensor(reward), torch.tensor(drift)
         self.going = torch.ones(LENGTH) if going_on is None else torch.tensor(going_on)
 
@@ -49,6 +59,9 @@ class Line(WorldModel, Rewarded, Ensembled):
 
     def reward(self, latent: Time) -> Tensor:
         return at(self.rewards, latent.time)
+
+    def reward_members(self, latent: Time) -> Tensor:
+        return self.reward(latent) + self.reward_drift.view(-1, *[1] * (latent.time.ndim - 1))
 
     def continues(self, latent: Time) -> Tensor:
         return at(self.going, latent.time)
@@ -92,7 +105,8 @@ def config(kind: Any, members: int = 2, **changes: Any) -> Any:
 def made(kind: Any, model: Line, *values: list[float], alpha: float = 0.0, **changes: Any) -> Any:
     """An agent whose target critics are tables and whose entropy costs ``alpha``."""
     torch.manual_seed(0)
-    agent = config(KINDS[kind], members=len(values), **changes).build(model)
+    defaults = {"reduction": "last", "lam": 0.0} if kind is mve.MVE else {}
+    agent = config(KINDS[kind], members=len(values), **(defaults | changes)).build(model)
     agent.target_critics = Table(*values)
     agent.temperature.log.data.fill_(math.log(alpha) if alpha else -math.inf)
     return agent
@@ -196,7 +210,7 @@ def test_nothing_is_expected_after_a_terminal_step_and_imagined_rows_of_it_do_no
         steve.STEVE, Line(ramp(), drift=(0.0, 0.2)), ramp(3.0), ramp(5.0), horizon=2, reduction="mean", lam=0.0
     )
     found = ensemble.candidates(ensemble_model := Line(ramp(), drift=(0.0, 0.2)), posterior(1.0), real(0.5, 0.0, 1.0))
-    assert ensemble_model.num_members == 2 and torch.equal(found, torch.full((3, 2, 2, 1), 0.5))
+    assert ensemble_model.num_members == 2 and torch.equal(found, torch.full((3, 2, 1, 2, 1), 0.5))
     ends = Line(ramp(), going_on=[1.0, 1.0, 0.0, *[1.0] * 9])  # the first imagined step from time 1 is the last
     rows = made(mve.MVE, ends, ramp(3.0), ramp(3.0), horizon=2, td_k=True)
     lessons = rows.lessons(ends, posterior(1.0), real(0.5, time=1.0))
@@ -213,6 +227,21 @@ def test_expansions_are_td_first_and_the_full_return_last() -> None:
     lam = 0.7
     weights = horizon_weights(found[:, None], "lambda", lam)
     assert torch.allclose((weights * found).sum(0), lambda_return(reward.T, live.T, value.T, lam)[:, 0], atol=1e-6)
+
+
+@torch.no_grad()
+def test_mve_has_the_baselines_of_steve() -> None:
+    """Without entropy and with members that agree, each reduction is the same target in both."""
+    model = Line(ramp(), going_on=[0.9] * LENGTH)
+    targets = {}
+    for reduction in ("last", "mean", "lambda"):
+        shared: dict[str, Any] = dict(horizon=3, reduction=reduction, lam=0.25)
+        one = made(mve.MVE, model, ramp(3.0), ramp(3.0), td_k=False, **shared)
+        other = made(steve.STEVE, model, ramp(3.0), ramp(3.0), **shared)
+        a, b = (x.lessons(model, posterior(1.0), real(0.5, time=1.0)).target.item() for x in (one, other))
+        assert a == pytest.approx(b, rel=1e-6)
+        targets[reduction] = a
+    assert len(set(targets.values())) == 3
 
 
 def test_inverse_variance_golden_values() -> None:
@@ -235,7 +264,7 @@ def test_the_worse_a_member_the_less_its_horizons_count() -> None:
     for drift in (0.0, 0.05, 0.2, 0.5):
         model = Line(ramp(), drift=(0.0, 0.0, 0.0, drift))
         agent = made(steve.STEVE, model, ramp(3.0), ramp(3.2), horizon=3, reduction="inverse_variance", lam=0.0)
-        samples = agent.candidates(model, posterior(1.0), real(0.5, time=1.0)).flatten(1, 2)
+        samples = agent.candidates(model, posterior(1.0), real(0.5, time=1.0)).flatten(1, 3)
         weights.append(horizon_weights(samples, "inverse_variance", 0.0)[1:].sum().item())
     assert weights == sorted(weights, reverse=True) and weights[-1] < 0.5 < weights[0] and len(set(weights)) == 4
 
@@ -254,9 +283,26 @@ def test_members_keep_their_trajectories_and_may_change_places() -> None:
             for time in times[1:]:
                 total += factor * at(model.rewards, torch.tensor([[time]])).item()
                 factor *= GAMMA
-            assert found[-1, k, 0].item() == pytest.approx(total + factor * (3.0 + times[-1]), rel=1e-5)
+            assert found[-1, k, 0, 0].item() == pytest.approx(total + factor * (3.0 + times[-1]), rel=1e-5)
         targets.append(agent.lessons(model, posterior(1.0), real(0.5, time=1.0)).target.item())
     assert targets[0] == pytest.approx(targets[1])
+
+
+@torch.no_grad()
+def test_disagreement_on_rewards_takes_weight_from_what_is_imagined() -> None:
+    """Reward members that differ by d: the targets are spread, all but the first, and their mean is that of rewards."""
+    weights, targets = [], []
+    for drift in (0.0, 0.5, 2.0):
+        model = Line(ramp(), reward_drift=(-drift, drift))
+        agent = made(steve.STEVE, model, ramp(3.0), ramp(3.2), horizon=3, reduction="inverse_variance", lam=0.0)
+        found = agent.candidates(model, posterior(1.0), real(0.5, time=1.0))
+        assert found.shape == (4, 1, 2, 2, 1) and torch.equal(found[0, :, 0], found[0, :, 1])
+        torch.testing.assert_close(found[1, 0, 1] - found[1, 0, 0], torch.full((2, 1), 2 * GAMMA * drift))
+        samples = found.flatten(1, 3)
+        weights.append(horizon_weights(samples, "inverse_variance", 0.0)[1:].sum().item())
+        targets.append(samples[-1].mean().item())
+    assert weights == sorted(weights, reverse=True) and weights[-1] < 0.1 < weights[0]
+    assert targets == pytest.approx(targets[:1] * 3)
 
 
 @torch.no_grad()
@@ -273,7 +319,7 @@ def test_one_critic_has_no_variance_of_its_own_and_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         config(steve.Config, members=1, horizon=1, reduction="mean", lam=0.0)
     with pytest.raises(ValueError, match="0 or more"):
-        dataclasses.replace(config(mve.Config, horizon=1, td_k=True), horizon=-1)
+        dataclasses.replace(config(mve.Config, horizon=1, td_k=True, reduction="last", lam=0.0), horizon=-1)
 
 
 # ----------------------------------------------------------------------------------------------------------- Dyna

@@ -51,6 +51,8 @@ class Sequence(NamedTuple):
     """The packed latent of the step before ``obs[:, 0]`` (``Storing.pack``); ignored where ``is_first[:, 0]``."""
     step: Int64[Tensor, "B T"] | None = None
     """Which steps of the run these are: the same number is the same step, and near numbers are near in time."""
+    log_prob: Float[Tensor, "B T"] | None = None
+    """Logarithm of the density of ``action`` when it was chosen (discrete: of its chance); NaN where not known."""
 
 
 def on_device(sequence: Sequence, device: torch.device) -> Sequence:
@@ -62,8 +64,9 @@ def on_device(sequence: Sequence, device: torch.device) -> Sequence:
 def cut(sequence: Sequence, span: slice) -> Sequence:
     """Some steps of every sequence; ``prev_action`` and ``context`` are left, and fit where the span begins at 0."""
     fields = ("obs", "action", "reward", "is_first", "is_last", "is_terminal")
-    steps: dict[str, Any] = {field: getattr(sequence, field)[:, span] for field in fields}
-    return sequence._replace(**steps, step=None if sequence.step is None else sequence.step[:, span])
+    known = [field for field in ("step", "log_prob") if getattr(sequence, field) is not None]
+    steps: dict[str, Any] = {field: getattr(sequence, field)[:, span] for field in (*fields, *known)}
+    return sequence._replace(**steps)
 
 
 class Losses(NamedTuple):
@@ -163,6 +166,17 @@ class Storing(ABC):
         """Undo ``pack``, up to the precision it keeps."""
 
 
+class Reparameterised(ABC):
+    """Capability: takes an observed step once more, with a gradient."""
+
+    @abstractmethod
+    def reenact(self, latent: Latent, action: Float[Tensor, "B A"], observed: Latent) -> Latent:
+        """``observed`` in value; its derivative is that of the prior step from ``latent`` with the noise it then had.
+
+        No gradient reaches ``observed``, nor the noise, which is inferred (arXiv 1510.09142, section 4.2).
+        """
+
+
 class Ensembled(ABC):
     """Capability: K dynamics members over one representation, so a latent of one is a latent of all.
 
@@ -171,6 +185,12 @@ class Ensembled(ABC):
     """
 
     num_members: int
+    num_rewards: int
+    """Members that predict rewards, R: an ensemble of its own; 1 where the world model's ``reward`` is all there is."""
+
+    @abstractmethod
+    def reward_members(self, latent: Latent) -> Float[Tensor, "R *B"]:
+        """``Rewarded.reward`` of latents ``[*B]`` by each of the R members."""
 
     @abstractmethod
     def imagine_members(

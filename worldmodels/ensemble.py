@@ -21,10 +21,13 @@ Blocks, since steps that follow one another are almost the same step. No state: 
 on every device and after a resume. The mean over the batch is a plain one, not divided by the sum of the weights: its
 expectation is the loss on member k's whole resample, and a batch may hold nothing that is in it.
 
+Rewards, where ``rewards`` is not 0: as many heads like the RSSM's own, on sg(features), each with the bootstrap of the
+member of its number (STEVE, Buckman et al., 2018, arXiv 1807.01675); term ``member_rewards``, their sum.
+
 Deviations. PETS resamples single transitions at every training call. Its loss is the mean over dimensions of twice the
 negative log-likelihood of a sample; here it is the KL of the whole posterior, summed over dimensions, in nats. Its
-decay of weights is the optimiser's matter here. Members share the memory and the reward head, so what those do not
-know shows in no disagreement. DS and MM redraw the memory too, each number by itself.
+decay of weights is the optimiser's matter here. Members share the memory, and without ``rewards`` the reward head, so
+what those do not know shows in no disagreement. DS and MM redraw the memory too, each number by itself.
 
 Metric: ``member_spread``, ``disagreement`` of the batch's one-step predictions. At zero the members have collapsed.
 
@@ -42,7 +45,17 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
 from worldmodels import rssm
-from worldmodels.base import Decoding, Ensembled, Losses, Rewarded, Sequence, Spaces, Storing, WorldModel
+from worldmodels.base import (
+    Decoding,
+    Ensembled,
+    Losses,
+    Reparameterised,
+    Rewarded,
+    Sequence,
+    Spaces,
+    Storing,
+    WorldModel,
+)
 from worldmodels.latents import Gaussian, bounded_log_variance, redraw_normal
 from worldmodels.layers import MemberMLP
 from worldmodels.rssm import RSSM, RSSMLatent
@@ -54,6 +67,7 @@ class MemberConfig:
     units: int
     layers: int
     bootstrap_block: int  # steps that are resampled together; 0: no bootstrap, members differ by their beginning alone
+    rewards: int = 0  # heads for rewards beside the RSSM's own one (STEVE: 4); 0: none, as in models saved before
     scales: dict[str, float]  # weight of the members' loss terms
 
     def __post_init__(self) -> None:
@@ -61,6 +75,8 @@ class MemberConfig:
             raise ValueError(f"num must be at least 2, got {self.num}: one member has none to disagree with")
         if self.bootstrap_block < 0:
             raise ValueError(f"bootstrap_block must be at least 0, got {self.bootstrap_block}")
+        if self.rewards < 0:
+            raise ValueError(f"rewards must be at least 0, got {self.rewards}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +120,7 @@ class Members(nn.Module):
         return torch.cat([mean, bounded_log_variance(raw, *self.bounds)], -1)
 
 
-class EnsembleRSSM(WorldModel, Rewarded, Decoding, Storing, Ensembled):
+class EnsembleRSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised, Ensembled):
     """See the card at the top of the file. What is not of the members is the RSSM's.
 
     ``member_stats``: logits as the categorical latent's own, or mean and log variance (``latents.Normals``).
@@ -121,10 +137,13 @@ class EnsembleRSSM(WorldModel, Rewarded, Decoding, Storing, Ensembled):
         self.num_members = config.members.num
         self.members = Members(config)
         self.predictions = config.rssm.latent.members()
+        rewards = config.members.rewards
+        self.num_rewards = max(1, rewards)
+        self.reward_heads = config.rssm.reward.build_members(rewards, self.feature_dim) if rewards else None
 
     def loss(self, batch: Sequence) -> tuple[RSSMLatent, Losses]:
         """As the RSSM's, with the members' terms; raises ``ValueError`` where a bootstrap lacks ``batch.step``."""
-        weight = self._weight(batch)
+        weight = self._weight(batch, self.num_members)
         latent, stats, (terms, metrics) = self.rssm.learn(batch)
         predicted = self.members(self._each(latent.deter.detach().flatten(0, 1)))
         kl = self.predictions.kl(stats.detach().flatten(0, 1), predicted)
@@ -132,17 +151,21 @@ class EnsembleRSSM(WorldModel, Rewarded, Decoding, Storing, Ensembled):
         if self.members.bounds is not None:
             low, high = self.members.bounds.sum(-1)
             terms["bounds"] = high - low
+        if self.reward_heads is not None:
+            heads = self.reward_heads(self.features(latent).detach().flatten(0, 1))
+            resampled = self._weight(batch, self.num_rewards) * heads.loss(batch.reward.flatten().expand_as(heads.mean))
+            terms["member_rewards"] = resampled.sum(0).mean()
         with torch.no_grad():
             spread = self.predictions.disagreement(predicted).mean()
         return latent, Losses(terms, metrics | {"member_spread": spread})
 
-    def _weight(self, batch: Sequence) -> Float[Tensor, "K N"]:
+    def _weight(self, batch: Sequence, members: int) -> Float[Tensor, "K N"]:
         block = self.config.members.bootstrap_block
         if not block:
-            return torch.ones(self.num_members, batch.reward.numel(), device=batch.reward.device)
+            return torch.ones(members, batch.reward.numel(), device=batch.reward.device)
         if batch.step is None:
             raise ValueError("a bootstrap needs Sequence.step to know its blocks; without: members.bootstrap_block 0")
-        return bootstrap_weights(self.num_members, batch.step.flatten() // block)
+        return bootstrap_weights(members, batch.step.flatten() // block)
 
     def _each(self, deter: Float[Tensor, "*B D"]) -> Float[Tensor, "K *B D"]:
         return deter.expand(self.num_members, *deter.shape)
@@ -200,6 +223,9 @@ class EnsembleRSSM(WorldModel, Rewarded, Decoding, Storing, Ensembled):
         """By the RSSM's own prior, which no member is."""
         return self.rssm.imagine(latent, action, generator)
 
+    def reenact(self, latent: RSSMLatent, action: Float[Tensor, "B A"], observed: RSSMLatent) -> RSSMLatent:
+        return self.rssm.reenact(latent, action, observed)
+
     def rollout(
         self, latent: RSSMLatent, actions: Float[Tensor, "B H A"], generator: Generator | None = None
     ) -> RSSMLatent:
@@ -213,6 +239,9 @@ class EnsembleRSSM(WorldModel, Rewarded, Decoding, Storing, Ensembled):
 
     def reward(self, latent: RSSMLatent) -> Float[Tensor, "*B"]:
         return self.rssm.reward(latent)
+
+    def reward_members(self, latent: RSSMLatent) -> Float[Tensor, "R *B"]:
+        return self.reward(latent)[None] if self.reward_heads is None else self.reward_heads(self.features(latent)).mean
 
     def continues(self, latent: RSSMLatent) -> Float[Tensor, "*B"]:
         return self.rssm.continues(latent)
