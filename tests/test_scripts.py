@@ -131,11 +131,42 @@ def test_benchmarks_of_acting(run_dir: Path, script: Callable[..., Result]) -> N
     for row in rows:
         assert len(row["returns"]) == 3 and row["low"] <= row["mean"] == pytest.approx(sum(row["returns"]) / 3)
         assert row["mean"] <= row["high"]
-    table = script("benchmark.py", *line).out.splitlines()[1:]
+    table = script("benchmark.py", *line).out.splitlines()[2:]
     assert [row.split()[0] for row in table] == ["own", "icem", "rs", "random"]
     one_line(script("benchmark.py", "uses", run_dir, "--agent", "icem", "--episodes", "1"), "2 or more")
     one_line(script("benchmark.py", "nonsense"), "unknown verb")
     assert "act " in script("benchmark.py").out
+
+
+UPDATE = ("update", "--agent", "dreamer", "--task", "toy:reach", "--preset", "debug", "--turns", "2")
+
+
+def test_benchmark_of_an_update_counts_its_arithmetic_and_splits_its_time(script: Callable[..., Result]) -> None:
+    report = json.loads(script("benchmark.py", *UPDATE, "--json").out)
+    (row,) = report["update"]
+    assert report["clock"] == "wall" and (row["batch"], row["length"], row["precision"]) == (2, 8, "fp32")
+    assert row["updates_per_s"] == pytest.approx(1e3 / row["ms"])
+    assert row["env_steps_per_s"] == pytest.approx(row["updates_per_s"] / 0.05)
+    assert row["matmul_share"] == pytest.approx(row["gflop_per_s"] / row["matmul_gflop_per_s"])
+    parts = [row[f"{part}_ms"] for part in ("sample", "model", "agent", "backward", "optimizer", "write_back")]
+    assert all(part > 0 for part in parts) and len(row["seconds"]) == 2
+    assert row["weights"] * 4 * 3 < 1e6 * row["peak_mb"], "weights and two moments of each, at the least"
+    table = script("benchmark.py", *UPDATE, "--clock", "cpu").out.splitlines()
+    assert "clock cpu" in table[0] and ["precision", "fp32"] in [line.split() for line in table]
+
+
+def test_benchmark_of_an_update_grows_with_what_is_varied_and_compares_two(script: Callable[..., Result]) -> None:
+    rows = json.loads(script("benchmark.py", *UPDATE, "--vary", "length=8,16", "--json").out)["update"]
+    assert [(row["case"], row["length"]) for row in rows] == [("length=8", 8), ("length=16", 16)]
+    # twice the steps and twice the dreams, but for the replayed step in each window that has none after it
+    assert rows[1]["gflop"] / rows[0]["gflop"] == pytest.approx(2, rel=0.02)
+    assert rows[0]["times_the_first"] == 1 and rows[1]["weights"] == rows[0]["weights"]
+    against = ("--against", "--replay.batch 4 --training.precision bf16")
+    rows = json.loads(script("benchmark.py", *UPDATE, *against, "--json").out)["update"]
+    assert [(row["batch"], row["precision"]) for row in rows] == [(2, "fp32"), (4, "bf16")]
+    assert rows[1]["times_the_first"] == pytest.approx(rows[1]["ms"] / rows[0]["ms"]) and rows[1]["ratio_spread"] >= 0
+    one_line(script("benchmark.py", *UPDATE, "--vary", "colour=red"), "--vary", "length", "horizon")
+    one_line(script("benchmark.py", *UPDATE, "--vary", "length=8", *against), "--against", "--vary")
 
 
 def test_imagine_films_truth_and_dream_with_numbers_beside_them(

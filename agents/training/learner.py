@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from agents.base import Agent
 from agents.training.lightning import LightningModule
 from agents.training.optim import OptimizerConfig
-from worldmodels.base import Losses, Storing, WorldModel, on_device
+from worldmodels.base import Latent, Losses, Storing, WorldModel, on_device
 from worldmodels.replay.memory import Replay, Sample
 
 
@@ -54,25 +54,36 @@ class Learner(LightningModule):
             agent_losses = self.agent.loss(self.model, latent, sample.sequence)
         total = weighted(model_losses, self.model_scales, "world model")
         total = total + weighted(agent_losses, self.agent.scales, "agent")
-        optimizers: list[Any] = self.optimizers()  # pyright: ignore[reportAssignmentType]
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        for optimizer in optimizers:
+        for optimizer in self._optimizers():
             optimizer.zero_grad(set_to_none=True)
         self.manual_backward(total)
-        metrics = {"total": total.detach()}
-        for (name, config), optimizer in zip(self.optimizer_configs.items(), optimizers, strict=True):
+        metrics = {"total": total.detach()} | self.move_weights()
+        self.remember(sample, latent)
+        for room, losses in (("model", model_losses), ("agent", agent_losses)):
+            for part in losses:
+                metrics |= {f"{room}/{name}": value.detach() for name, value in part.items()}
+        self.metrics = metrics
+
+    def _optimizers(self) -> list[Any]:
+        optimizers: Any = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def move_weights(self) -> dict[str, Tensor]:
+        """Clip, step, and move the agent's targets; the norms of the gradients before."""
+        metrics = {}
+        for (name, config), optimizer in zip(self.optimizer_configs.items(), self._optimizers(), strict=True):
             group = optimizer.param_groups[0]
             metrics[f"gradient_norm/{name}"] = config.clip_gradients(group["params"])
             group["lr"] = config.lr * min(1.0, (self.updates + 1) / max(1, config.warmup))
             optimizer.step()
         self.updates += 1
         self.agent.after_update(self.updates)
+        return metrics
+
+    def remember(self, sample: Sample, latent: Latent) -> None:
+        """Write the posterior back to where the sample came from."""
         if isinstance(self.model, Storing) and self.replay is not None and self.replay.packed_bytes:
             self.replay.write_back(sample.index, self.model.pack(latent))
-        for room, losses in (("model", model_losses), ("agent", agent_losses)):
-            for part in losses:
-                metrics |= {f"{room}/{name}": value.detach() for name, value in part.items()}
-        self.metrics = metrics
 
 
 def weighted(losses: Losses, scales: dict[str, float], room: str) -> Tensor:

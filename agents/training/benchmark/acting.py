@@ -1,61 +1,21 @@
-"""How fast are the parts? Medians of many short turns, and what is compared takes turns in one process.
+"""What deciding on an action costs, and what several agents make of one run's world model."""
 
-Machines are shared and drift, so a ratio of two medians of the same process says more than either of them.
-"""
-
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from agents.pretrained import load_trained, load_with_agent
 from agents.training import cli
+from agents.training.benchmark.timing import Report, take_turns
 from agents.training.devices import choose_device
 from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
 from agents.training.policies import AgentPolicy
 from agents.training.run import build_networks
 from worldmodels.envs import EnvPool
-
-
-class Timing(NamedTuple):
-    """Seconds of each turn."""
-
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """Half of the distance between the quartiles, as a share of the median."""
-        low, _, high = statistics.quantiles(self.seconds, n=4)
-        return (high - low) / 2 / self.median
-
-
-class Report(NamedTuple):
-    """What was measured, and a row for each case of it."""
-
-    about: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-
-def take_turns(work: dict[str, Callable[[], Any]], turns: int, device: torch.device) -> dict[str, Timing]:
-    """Call each once to warm up, then all of them in turn, ``turns`` times; whole calls, the device waited for."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(turns + 1):
-        for name, call in work.items():
-            begin = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: Timing(values) for name, values in seconds.items()}
 
 
 def act(names: list[str], settings: list[str], envs: list[int], turns: int) -> Report:
