@@ -404,7 +404,7 @@ def test_other_actions_need_fresh_action_inputs_and_nothing_else(
         assert fresh and all("action" in name for name in fresh) and len(report.names("loaded")) > 5 * len(fresh)
         assert {row.why for row in report.rows if row.tensor in fresh} == {why}
         if not here.discrete:
-            model.loss(make_batch())[1].terms["dyn"].backward()
+            torch.stack(list(model.loss(make_batch())[1].terms.values())).sum().backward()
 
 
 def test_anything_else_that_misfits_is_named_and_nothing_is_loaded(debug_run: MakeRun, make_spaces: MakeSpaces) -> None:
