@@ -48,6 +48,13 @@ class Agent(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "B A"], Carry]:
         """The action to take in each latent: in [-1, 1], or one-hot."""
 
+    def log_prob(self, features: Float[Tensor, "B F"], action: Float[Tensor, "B A"]) -> Float[Tensor, " B"] | None:
+        """Log density (discrete: log probability) with which ``act`` explores so; kept in ``Sequence.log_prob``.
+
+        None for agents that do not ask for it when they learn.
+        """
+        return None
+
     @abstractmethod
     def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
         """Loss terms from a posterior ``[B, T]`` that still has its graph; the agent says where it detaches."""

@@ -185,25 +185,30 @@ class SoftActorCritic(Agent, ABC):
         values = self.critics(lessons.features, lessons.action)
         with frozen(self.critics, model):
             objective, entropy = self.objective(model, map_latent(torch.detach, latent), real)
+        emphasis, told = self.emphasis(real, batch)
         count = real.weight.sum().clamp_min(1)
         terms = {
             "critic": 0.5 * (lessons.weight * (values - lessons.target).square()).sum() / count,
-            "actor": -(real.weight * objective).sum() / count,
+            "actor": -(real.weight * emphasis * objective).sum() / count,
             "temperature": (real.weight * self.temperature.loss(entropy)).sum() / count,
         }
-        metrics = lessons.metrics | {
+        metrics = {
             "value": values.detach().mean(),
             "target": lessons.target.mean(),
             "entropy": entropy.detach().mean(),
             "temperature": self.temperature.value,
         }
-        return Losses(terms, metrics)
+        return Losses(terms, lessons.metrics | told | metrics)
 
     def objective(
         self, model: WorldModel, latent: Latent, real: Transitions
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """What the actor climbs at the states of ``real``, entropy included, and its entropy there."""
         return self.value(self.critics, real.features, self.opinion)
+
+    def emphasis(self, real: Transitions, batch: Sequence) -> tuple[Float[Tensor, " N"], dict[str, Float[Tensor, ""]]]:
+        """How much the actor's objective counts at each transition, without a graph, and metrics of that."""
+        return torch.ones_like(real.weight), {}
 
     def decide(self, features: Float[Tensor, "*B F"]) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B"]]:
         """An action of the policy and the policy's entropy (an estimate of it, or exact where actions are discrete)."""

@@ -14,6 +14,8 @@ from torch import Generator, Tensor
 
 from worldmodels.distributions import random_normal, sample_one_hot, straight_through, unimix
 
+NOISE_LIMIT = 5.0  # of inferred noise, in standard deviations: one in 2 million where the prior is right
+
 
 @dataclass(frozen=True, kw_only=True)
 class Categorical:
@@ -40,6 +42,16 @@ class Categorical:
         """A sample, float32, with the straight-through gradient."""
         probs = self._log_probs(stats).exp()
         return straight_through(sample_one_hot(probs, -2, generator), probs).flatten(-2)
+
+    def reenact(self, stats: Float[Tensor, "*B S"], observed: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B Z"]:
+        """``observed`` with the straight-through gradient; which noise led to it is not asked."""
+        return straight_through(observed, self._log_probs(stats).exp().flatten(-2))
+
+    def noise(self, stats: Float[Tensor, "*B S"], observed: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B"]:
+        """(1 / p(observed) - 1) / (classes - 1), mean over the variables: 1 expected of samples from ``stats``."""
+        one_hot = observed.unflatten(-1, (self.classes, self.variables))
+        chance = (self._log_probs(stats).exp() * one_hot).sum(-2)
+        return ((1 / chance - 1) / max(1, self.classes - 1)).mean(-1)
 
     def kl(self, posterior: Float[Tensor, "*B S"], prior: Float[Tensor, "*B S"]) -> Float[Tensor, "*B"]:
         """KL(posterior || prior) in nats, summed over the variables."""
@@ -90,6 +102,21 @@ class Gaussian:
         """A reparameterised sample, float32."""
         mean, std = self._mean_std(stats)
         return mean + std * random_normal(mean.shape, mean, generator)
+
+    def reenact(self, stats: Float[Tensor, "*B S"], observed: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B Z"]:
+        """``observed`` as mean + std * noise with the noise it must have had (arXiv 1510.09142, section 4.2).
+
+        The noise counts as at most ``NOISE_LIMIT`` in the gradient, so an observation that the prior finds impossible
+        does not rule; the value is ``observed`` all the same.
+        """
+        mean, std = self._mean_std(stats)
+        noise = ((observed - mean) / std).detach().clamp(-NOISE_LIMIT, NOISE_LIMIT)
+        return straight_through(observed, mean + std * noise)
+
+    def noise(self, stats: Float[Tensor, "*B S"], observed: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B"]:
+        """Square of the noise of ``observed``, mean over the variables: 1 expected of samples from ``stats``."""
+        mean, std = self._mean_std(stats)
+        return ((observed - mean) / std).square().mean(-1)
 
     def kl(self, posterior: Float[Tensor, "*B S"], prior: Float[Tensor, "*B S"]) -> Float[Tensor, "*B"]:
         """KL(posterior || prior) in nats, summed over the variables."""

@@ -26,8 +26,9 @@ agents multiply by their own. It is always there (V1 and V2 leave it out on the 
 The input layer of the block GRU is kept as two tensors (``cells.BlockGRU``), which only adaptive clipping can tell.
 The authors' overshooting also starts from the zero state before a window; here only posteriors start.
 
-Metrics: ``kl`` (nats, before the floor), ``prior_entropy``, ``posterior_entropy`` (nats); with overshooting
-``overshooting_kl`` (nats, before the floor).
+Metrics: ``kl`` (nats, before the floor), ``prior_entropy``, ``posterior_entropy`` (nats), ``noise`` (mean square of
+what the posterior's samples are under the prior, 1 where the prior is right); with overshooting ``overshooting_kl``
+(nats, before the floor).
 """
 
 import math
@@ -39,9 +40,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Generator, Tensor, nn
 
-from worldmodels.base import Decoding, Losses, Rewarded, Sequence, Spaces, Storing, WorldModel
+from worldmodels.base import Decoding, Losses, Reparameterised, Rewarded, Sequence, Spaces, Storing, WorldModel
 from worldmodels.cells import Cell
 from worldmodels.decoders import Decoder, to_image
+from worldmodels.distributions import straight_through
 from worldmodels.encoders import Encoder, dequantise
 from worldmodels.heads import HeadConfig
 from worldmodels.latents import Categorical, Gaussian
@@ -108,7 +110,7 @@ class Posterior(nn.Module):
         return self.output(self.act(self.norm(self.from_deter(deter) + obs)))
 
 
-class RSSM(WorldModel, Rewarded, Decoding, Storing):
+class RSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised):
     """See the card at the top of the file."""
 
     def __init__(self, config: Config, spaces: Spaces):
@@ -167,6 +169,12 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing):
         deter = self.cell(latent.deter, latent.stoch, self.cell.embed_action(action))
         return RSSMLatent(deter, self.latent.sample(self.prior(deter), generator))
 
+    def reenact(self, latent: RSSMLatent, action: Float[Tensor, "B A"], observed: RSSMLatent) -> RSSMLatent:
+        """Exact for Gaussian latents, straight through for categorical ones: see ``reenact`` of their kinds."""
+        deter = self.cell(latent.deter, latent.stoch, self.cell.embed_action(action))
+        stoch = self.latent.reenact(self.prior(deter), observed.stoch.detach())
+        return RSSMLatent(straight_through(observed.deter.detach(), deter), stoch)
+
     def rollout(
         self, latent: RSSMLatent, actions: Float[Tensor, "B H A"], generator: Generator | None = None
     ) -> RSSMLatent:
@@ -224,6 +232,7 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing):
                 "kl": self.latent.kl(stats, prior).mean(),
                 "prior_entropy": self.latent.entropy(prior).mean(),
                 "posterior_entropy": self.latent.entropy(stats).mean(),
+                "noise": self.latent.noise(prior, latent.stoch).mean(),
             }
         if self.config.global_prior:
             terms["global_prior"] = self.latent.kl(stats, self._standard_stats(stats)).mean()
