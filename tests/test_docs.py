@@ -232,6 +232,13 @@ def test_the_table_of_agents_names_the_right_files_needs_and_models() -> None:
         assert set(re.findall(r"`(\w+)`", presets)) <= known, name
 
 
+def test_the_table_of_world_models_is_complete_and_names_the_right_files() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \| `(.+?)` \|", (ROOT / "docs/worldmodels.md").read_text("utf-8"), re.MULTILINE)
+    shown = shipped()
+    files = {name: f"worldmodels/{shown.entry('worldmodels', name).type}.py" for name in shown.names("worldmodels")}
+    assert dict(rows) == files and len(rows) == len(files)
+
+
 def test_commands_fit_on_a_line_of_a_terminal() -> None:
     for page in PAGES:
         for block in blocks(page):
