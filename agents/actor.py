@@ -1,5 +1,6 @@
 """The policy network of actor-critic agents, features to a distribution over actions, and what those agents share."""
 
+import math
 from abc import ABC
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -123,6 +124,11 @@ def add_noise(
         return action + amount * random_normal(action.shape, action, generator)
     dice = random_uniform((len(action), 1), action, generator) < amount
     return torch.where(dice, random_actions(len(action), action.shape[-1], True, generator, action), action)
+
+
+def random_log_prob(action_dim: int, discrete: bool) -> float:
+    """Log density of ``random_actions`` on [-1, 1]^A, or log probability of each of A discrete ones."""
+    return -math.log(action_dim) if discrete else -action_dim * math.log(2)
 
 
 def random_actions(

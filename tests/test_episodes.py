@@ -95,8 +95,10 @@ class Run:
             self.fresh = step.is_last.copy()
             action = torch.from_numpy(random.uniform(-1, 1, (STREAMS, 2)).astype(np.float32))
             packed = torch.from_numpy(random.integers(0, 256, (STREAMS, PACKED), dtype=np.uint8))
-            self.replay.add(step, action, packed if self.replay.packed_bytes and self.clock % 4 else None)
-            self.store.add(step, action)
+            log_prob = torch.from_numpy(random.normal(size=STREAMS).astype(np.float32))
+            log_prob = log_prob if self.clock % 3 and self.clock > 9 else None  # as of an agent that came later
+            self.replay.add(step, action, packed if self.replay.packed_bytes and self.clock % 4 else None, log_prob)
+            self.store.add(step, action, log_prob)
             self.clock += 1
 
     def save(self):
@@ -125,7 +127,7 @@ def assert_same_batches(one: Replay, other: Replay, batches=10):
         assert torch.equal(a.index, b.index)
         for name, x in a.sequence._asdict().items():
             y = getattr(b.sequence, name)
-            assert (x is None and y is None) or torch.equal(x, y), name
+            assert (x is None and y is None) or np.array_equal(x, y, equal_nan=name == "log_prob"), name
 
 
 # ---- files
@@ -155,6 +157,34 @@ def test_an_episode_is_a_sequence(tmp_path):
     assert sequence.obs.shape == (1, 20, 4, 5, 3) and sequence.obs.dtype == torch.uint8
     assert sequence.prev_action.shape == (1, 2) and sequence.context is None
     assert sequence.is_first[0].tolist() == [True] + [False] * 19
+
+
+def test_densities_of_actions_are_in_a_file_where_any_is_known(tmp_path):
+    plain = episode(5)
+    file = write_episode(tmp_path, plain).path
+    with zipfile.ZipFile(file) as archive:
+        assert "log_prob.npy" not in archive.namelist(), "files of agents that know none are as they always were"
+    assert read_episode(file).log_prob is None and read_episode(file).to_sequence().log_prob is None
+    chances = np.array([0.5, np.nan, -3.0, 0.0, np.nan], np.float32)
+    known = episode(5, position=5)._replace(log_prob=chances)
+    back = read_episode(write_episode(tmp_path, known).path)
+    assert back.log_prob is not None and back.log_prob.dtype == np.float32
+    np.testing.assert_array_equal(back.log_prob, chances)
+    np.testing.assert_array_equal(back.to_sequence().log_prob, chances[None])
+    with pytest.raises(EpisodeError, match=r"log_prob.npy: infinite"):
+        write_episode(tmp_path, episode(5, position=10)._replace(log_prob=chances - np.inf))
+
+
+def test_open_episodes_saved_before_there_were_densities_go_on_without_them(tmp_path):
+    run, other = Run(tmp_path / "a"), Run(tmp_path / "b")
+    run.steps(40)
+    tails = run.store.open_tails()
+    had = sum("log_prob" in tail for tail in tails["streams"])
+    for tail in tails["streams"]:
+        tail.pop("log_prob", None)
+    other.store.load_open_tails(tails)
+    assert had and not any("log_prob" in other.store.tail_rows(s) for s in range(STREAMS))
+    assert [len(tail) for tail in other.store.tails] == [len(tail) for tail in run.store.tails]
 
 
 def test_no_truncation_is_read(tmp_path):

@@ -199,9 +199,23 @@ def test_state_continues_the_sampler_exactly():
         Replay(SPACES, 60, 3).load_state_dict(replay.state_dict())
 
 
+def test_densities_of_actions_are_kept_and_nan_where_not_known():
+    replay, random = Replay(SPACES, 12, 1), np.random.default_rng(0)
+    ages = np.zeros((1, 2), np.int64)
+    for i in range(8):
+        step = random_step(random, 1, ages, lengths=(20, 21))
+        replay.add(step, np.zeros((1, 2)), log_prob=torch.tensor([float(i)]) if i % 3 else None)
+    rows = {name: np.zeros((2, *replay._rows[name].shape[1:])) for name in memory.FIELDS}
+    replay.extend(0, rows)
+    replay.extend(0, rows | {"log_prob": np.array([-7.0, np.nan])})
+    found = replay.gather(torch.tensor([0]), torch.tensor([0]), 12).sequence.log_prob
+    nan = np.nan
+    np.testing.assert_array_equal(found[0], [nan, 1, 2, nan, 4, 5, nan, 7, nan, nan, -7, nan])
+
+
 def test_memory_is_stated_and_refused_before_the_run(monkeypatch):
     spaces = Spaces((64, 64, 3), 6, False)
-    assert Replay.bytes_needed(spaces, 1000) == 1000 * (12288 + 24 + 4 + 3)
+    assert Replay.bytes_needed(spaces, 1000) == 1000 * (12288 + 24 + 4 + 3 + 4)
     replay = Replay(spaces, 1000, 4, packed_bytes=100)
     columns = [*replay._rows.values(), replay._packed, replay._has_packed]
     assert sum(column.nbytes for column in columns) == Replay.bytes_needed(spaces, 1000, 100)

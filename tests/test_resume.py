@@ -33,6 +33,7 @@ EXACT = {  # a run, its length, the length of its first part, and the whole
     "reach": (f"{SHORT} --agent dreamer --task reach", "--env-steps", 65, 130),
     "catch": (f"{SHORT} --agent dreamer --task catch", "--env-steps", 60, 120),  # where a block ends
     "targets": (f"{SHORT} --agent dreamer-v2 --task catch --agent.slow-every 3", "--env-steps", 65, 130),
+    "densities": (f"{SHORT} --agent svg --task reach", "--env-steps", 65, 130),
     "walker": (f"{SHORT} --agent dreamer --task walker-walk --env.quality lean", "--env-steps", 40, 80),
     "offline": (
         f"{SHORT} --agent none --task catch --training.video-every 0 --data DATA --training.env-steps 0",
@@ -139,6 +140,17 @@ def test_the_first_half_ended_in_the_middle_of_an_episode(halves: Path) -> None:
     for name in ("reach", "walker"):
         middle = checkpoint.load(halves / f"{name}-middle.ckpt")
         assert len(middle["collector"]["open_tails"]["streams"][0]["reward"]) > 5
+
+
+def test_densities_of_actions_survive(halves: Path) -> None:
+    """Random actions of the prefill, uniform on [-1, 1]^2, and those of the policy; other agents' runs keep none."""
+    collector = state_of(halves / "densities-n")["collector"]
+    chances = [read_episode(halves / "densities-n" / "replay" / name).log_prob for name in collector["manifest"]]
+    assert chances and all(part is not None and np.isfinite(part).all() for part in chances)
+    chances = np.concatenate([*chances, collector["open_tails"]["streams"][0]["log_prob"]])
+    uniform = chances == np.float32(-2 * np.log(2))
+    assert 5 < uniform.sum() < len(chances) - 20 and uniform[: uniform.sum()].all()
+    assert "log_prob" not in state_of(halves / "reach-n")["collector"]["open_tails"]["streams"][0]
 
 
 def test_evaluating_and_filming_change_nothing_that_is_learned(halves: Path) -> None:

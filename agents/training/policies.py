@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from agents.actor import random_actions
+from agents.actor import random_actions, random_log_prob
 from agents.base import Agent
 from worldmodels.base import Latent, Spaces, WorldModel, map_latent
 
@@ -55,6 +55,14 @@ class AgentPolicy:
         spaces = self.model.spaces
         self.action = random_actions(self.batch, spaces.action_dim, spaces.discrete, self.generator, self.action)
         return self.action
+
+    @torch.no_grad()
+    def log_prob(self, *, random: bool) -> Tensor | None:
+        """How likely the last action was, ``act``'s or a random one [B]; None where the agent does not ask for it."""
+        found = self.agent.log_prob(self.model.features(self.latent), self.action)
+        if found is None or not random:
+            return found
+        return torch.full_like(found, random_log_prob(self.model.spaces.action_dim, self.model.spaces.discrete))
 
     def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         self.observe(obs, is_first)

@@ -5,6 +5,7 @@ A ``.wme`` file is an uncompressed ZIP, so that any zip tool opens it and its CR
     meta.json                                   format, version, and the fields of ``EpisodeInfo``
     action.npy reward.npy                       float32 [N, A], float32 [N]
     is_first.npy is_last.npy is_terminal.npy    bool [N]
+    log_prob.npy                                float32 [N], NaN where not known; only where any is
     image/00000.zst image/00001.zst ...         zstd-1 of uint8 [<= 16, h, w, c]
 
 Rows follow the timeline of ``worldmodels.base``: N rows are N observations, the action of the last row led nowhere.
@@ -40,6 +41,7 @@ MAX_LENGTH, MAX_SIDE = 10_000_000, 4096  # beyond these a header is a lie
 _NAME = re.compile(r"s(\d{3,})-(\d{9,})-(\d+)\.wme", re.ASCII)
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, OverflowError, MemoryError)
 _DTYPES = {"action": "float32", "reward": "float32", "is_first": "bool", "is_last": "bool", "is_terminal": "bool"}
+_OPTIONAL = {"log_prob": "float32"}
 
 
 class EpisodeError(ValueError):
@@ -79,10 +81,16 @@ class Episode(NamedTuple):
     is_first: np.ndarray  # bool [N]
     is_last: np.ndarray  # bool [N]
     is_terminal: np.ndarray  # bool [N]
+    log_prob: np.ndarray | None = None  # float32 [N], ``Sequence.log_prob``
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Names and dtypes of the arrays beside ``obs``."""
+        return _DTYPES if self.log_prob is None else _DTYPES | _OPTIONAL
 
     def rows(self, start: int = 0) -> dict[str, np.ndarray]:
         """The arrays from row ``start`` on, by name."""
-        return {name: getattr(self, name)[start:] for name in ("obs", *_DTYPES)}
+        return {name: getattr(self, name)[start:] for name in ("obs", *self.columns)}
 
     def to_sequence(self) -> Sequence:
         """The whole episode as one sequence, B = 1, T = N."""
@@ -139,8 +147,9 @@ def read_episode(path: Path) -> Episode:
     """A whole episode, every check passed. Raises ``EpisodeError``: file, field, problem."""
     with guarded(path), zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
         info = _info(archive, path)
-        shapes = {name: (info.length,) for name in _DTYPES} | {"action": (info.length, info.spaces.action_dim)}
-        arrays = {name: _array(archive, f"{name}.npy", shapes[name], dtype) for name, dtype in _DTYPES.items()}
+        there = _DTYPES | {name: dtype for name, dtype in _OPTIONAL.items() if f"{name}.npy" in archive.namelist()}
+        shapes = {name: (info.length,) for name in there} | {"action": (info.length, info.spaces.action_dim)}
+        arrays = {name: _array(archive, f"{name}.npy", shapes[name], dtype) for name, dtype in there.items()}
         obs = np.empty((info.length, *info.spaces.image), np.uint8)
         for start in range(0, info.length, CHUNK):
             chunk, name = obs[start : start + CHUNK], f"image/{start // CHUNK:05d}.zst"
@@ -209,7 +218,7 @@ def _encode(episode: Episode) -> bytes:
             archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's fixed date: equal episodes give equal bytes
 
         put("meta.json", json.dumps(meta, indent=1).encode())
-        for name, dtype in _DTYPES.items():
+        for name, dtype in episode.columns.items():
             array = io.BytesIO()
             np.lib.format.write_array(array, np.ascontiguousarray(getattr(episode, name), dtype), (1, 0))
             put(f"{name}.npy", array.getvalue())
@@ -258,8 +267,9 @@ def _info(archive: zipfile.ZipFile, path: Path) -> EpisodeInfo:
     )
     wanted = {"meta.json", *(f"{name}.npy" for name in _DTYPES)}
     wanted |= {f"image/{chunk:05d}.zst" for chunk in range(math.ceil(info.length / CHUNK))}
-    if wanted != set(archive.namelist()):
-        odd = sorted(wanted ^ set(archive.namelist()))[0]
+    found = set(archive.namelist()) - {f"{name}.npy" for name in _OPTIONAL}
+    if wanted != found:
+        odd = sorted(wanted ^ found)[0]
         raise EpisodeError(f"{odd}: {'missing' if odd in wanted else 'does not belong here'}")
     return info
 
@@ -285,3 +295,5 @@ def _check_rows(episode: Episode) -> None:
     for name in ("action", "reward"):
         if not np.isfinite(getattr(episode, name)).all():
             raise EpisodeError(f"{name}.npy: not finite")
+    if episode.log_prob is not None and np.isinf(episode.log_prob).any():
+        raise EpisodeError("log_prob.npy: infinite")

@@ -6,6 +6,7 @@ from one into the next, since ``is_first`` resets every model. Step number ``cou
 threads: sample and add from the same one.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from worldmodels.base import Sequence, Spaces
 from worldmodels.envs.base import Step
 
 FIELDS = ("obs", "action", "reward", "is_first", "is_last", "is_terminal")
+LOG_PROB = "log_prob"  # a further field, which rows may lack: see ``Sequence.log_prob``
 
 
 class Sample(NamedTuple):
@@ -68,6 +70,7 @@ class Replay:
             "is_first": zeros(rows, dtype=torch.bool),
             "is_last": zeros(rows, dtype=torch.bool),
             "is_terminal": zeros(rows, dtype=torch.bool),
+            LOG_PROB: zeros(rows, dtype=torch.float32),
         }
         self._packed = zeros(rows, packed_bytes, dtype=torch.uint8)
         self._has_packed = zeros(rows if packed_bytes else 0, dtype=torch.bool)
@@ -79,7 +82,7 @@ class Replay:
     @staticmethod
     def bytes_needed(spaces: Spaces, capacity: int, packed_bytes: int = 0) -> int:
         """Bytes that ``capacity`` steps take on the device."""
-        per_step = int(np.prod(spaces.image)) + 4 * spaces.action_dim + 4 + 3
+        per_step = int(np.prod(spaces.image)) + 4 * spaces.action_dim + 2 * 4 + 3
         return capacity * (per_step + (packed_bytes + 1 if packed_bytes else 0))
 
     def __len__(self) -> int:
@@ -98,16 +101,22 @@ class Replay:
         return int(self._rows["is_first"].sum()) + int(beheaded.sum())
 
     def add(
-        self, step: Step, action: Float[Tensor, "B A"] | np.ndarray, packed: UInt8[Tensor, "B L"] | None = None
+        self,
+        step: Step,
+        action: Float[Tensor, "B A"] | np.ndarray,
+        packed: UInt8[Tensor, "B L"] | None = None,
+        log_prob: Float[Tensor, " B"] | None = None,
     ) -> None:
         """Append to every stream what arrived, ``step`` with leading axis B = ``num_streams``, and what left after it.
 
-        ``packed`` is the latent AFTER seeing ``step``. An episode that stops without ``is_last`` (a worker that died)
-        gets it on its final step as soon as the next ``is_first`` arrives.
+        ``packed`` is the latent AFTER seeing ``step``; ``log_prob`` is that of the action, where it is known. An
+        episode that stops without ``is_last`` (a worker that died) gets it on its final step as soon as the next
+        ``is_first`` arrives.
         """
         rows = self._at(self._streams, self.end).to(self.device)
         values: dict[str, Any] = {field: getattr(step, field) for field in FIELDS if field != "action"}
         values["action"] = action
+        values[LOG_PROB] = torch.full((self.num_streams,), math.nan) if log_prob is None else log_prob
         for field, column in self._rows.items():
             value = torch.as_tensor(values[field])
             assert value.shape == (self.num_streams, *column.shape[1:]), (field, value.shape)
@@ -123,7 +132,7 @@ class Replay:
         self.begin = torch.maximum(self.begin, self.end - self.ring)
 
     def extend(self, stream: int, rows: Mapping[str, np.ndarray | Tensor]) -> None:
-        """Append rows, ``FIELDS`` each [n, ...], to one stream; they have no packed latents."""
+        """Append rows, ``FIELDS`` each [n, ...], to one stream; they have no packed latents and may lack log_prob."""
         end, length = int(self.end[stream]), len(rows["reward"])
         if length and rows["is_first"][0] and end > int(self.begin[stream]):
             self._rows["is_last"][self._at(torch.tensor(stream), self.end[stream] - 1)] = True
@@ -137,7 +146,10 @@ class Replay:
         counters = torch.arange(counter + skipped, counter + len(rows["reward"]))
         at = self._at(torch.tensor(stream), counters).to(self.device)
         for field, column in self._rows.items():
-            column.index_copy_(0, at, torch.as_tensor(rows[field][skipped:]).to(self.device, column.dtype))
+            if field == LOG_PROB and field not in rows:
+                column[at] = math.nan
+            else:
+                column.index_copy_(0, at, torch.as_tensor(rows[field][skipped:]).to(self.device, column.dtype))
         if self.packed_bytes:
             self._has_packed[at] = False
 
@@ -264,4 +276,4 @@ def available_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-__all__ = ["FIELDS", "Replay", "Sample", "available_bytes"]
+__all__ = ["FIELDS", "LOG_PROB", "Replay", "Sample", "available_bytes"]

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from worldmodels.replay.episodes import Episode, EpisodeError, EpisodeInfo, read_episode, scan, sync_directory
-from worldmodels.replay.memory import Replay
+from worldmodels.replay.memory import LOG_PROB, Replay
 from worldmodels.replay.store import EpisodeStore
 
 
@@ -172,5 +172,7 @@ def _continues(episode: Episode, tail: dict[str, np.ndarray]) -> bool:
     """Whether the first rows of a finished episode are the open tail, but for the is_last that a cut sets late."""
     length, rows = len(tail["reward"]), episode.rows()
     return length <= episode.info.length and all(
-        np.array_equal(rows[name][:length], values) for name, values in tail.items() if name != "is_last"
+        name in rows and np.array_equal(rows[name][:length], values, equal_nan=name == LOG_PROB)
+        for name, values in tail.items()
+        if name != "is_last"
     )

@@ -13,7 +13,7 @@ import torch
 from worldmodels.base import Spaces
 from worldmodels.envs.base import Step
 from worldmodels.replay.episodes import Episode, EpisodeInfo, parse_name, write_episode
-from worldmodels.replay.memory import FIELDS
+from worldmodels.replay.memory import FIELDS, LOG_PROB
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Tail:
 
     position: int  # counter of its first row in the stream
     env_steps: int = 0
-    rows: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in FIELDS})
+    rows: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in (*FIELDS, LOG_PROB)})
 
     def __len__(self) -> int:
         return len(self.rows["reward"])
@@ -56,14 +56,16 @@ class EpisodeStore:
         self._writing: Future[None] | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
-    def add(self, step: Step, action: torch.Tensor | np.ndarray) -> None:
+    def add(self, step: Step, action: torch.Tensor | np.ndarray, log_prob: torch.Tensor | None = None) -> None:
         """Take what arrived at every stream, ``step`` with a leading axis ``num_streams``, and the action after it.
 
+        ``log_prob`` [num_streams] is that of the action, where it is known.
         Raises ``ValueError`` where a stream goes on after ``is_last`` without ``is_first``, and ``EpisodeError`` where
         an earlier file could not be written.
         """
         self._advance(wait=False)
         actions = np.asarray(action, np.float32)
+        chances = np.full(self.num_streams, np.nan) if log_prob is None else np.asarray(log_prob, np.float32)
         self.env_steps += int(np.sum(step.env_steps))
         for stream, tail in enumerate(self.tails):
             if step.is_first[stream] and len(tail):
@@ -73,6 +75,7 @@ class EpisodeStore:
             for name in FIELDS:
                 value = actions[stream] if name == "action" else getattr(step, name)[stream]
                 tail.rows[name].append(np.array(value))  # a copy: workers reuse their buffers
+            tail.rows[LOG_PROB].append(chances[stream])
             tail.env_steps += int(step.env_steps[stream])
             if step.is_last[stream]:  # a pool closes the episode of a dead worker with a step that took no env steps
                 self._finish(stream, cut=not step.env_steps[stream])
@@ -106,19 +109,23 @@ class EpisodeStore:
         if found != (*self.spaces.image, self.spaces.action_dim):
             raise ValueError(f"the checkpoint's open episodes have image and action sizes {found}, not {self.spaces}")
         self.env_steps = tails["env_steps"]
-        self.tails = [
-            Tail(saved["position"], saved["env_steps"], {name: list(saved[name].numpy()) for name in FIELDS})
-            for saved in streams
-        ]
+        self.tails = []
+        for saved in streams:
+            rows = {name: list(saved[name].numpy()) for name in FIELDS}
+            unknown = torch.full((len(rows["reward"]),), torch.nan)
+            rows[LOG_PROB] = list(saved.get(LOG_PROB, unknown).numpy())
+            self.tails.append(Tail(saved["position"], saved["env_steps"], rows))
 
     def tail_rows(self, stream: int) -> dict[str, np.ndarray]:
-        """The rows of a stream's open episode, N of them, possibly 0."""
+        """The rows of a stream's open episode, N of them, possibly 0; log_prob where any of it is known."""
         shapes = {"obs": self.spaces.image, "action": (self.spaces.action_dim,)}
         dtypes = {"obs": np.uint8, "action": np.float32, "reward": np.float32}
         rows = self.tails[stream].rows
-        return {
+        tail = {
             name: np.array(rows[name], dtypes.get(name, np.bool_)).reshape(-1, *shapes.get(name, ())) for name in FIELDS
         }
+        chances = np.array(rows[LOG_PROB], np.float32)
+        return tail if np.isnan(chances).all() else tail | {LOG_PROB: chances}
 
     def supersede(self, info: EpisodeInfo) -> None:
         """Take a finished file of the same stream, from the open episode's position on, in place of the latter."""
