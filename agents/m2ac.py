@@ -13,9 +13,9 @@ go on when they are masked out, and may count again; ``hard-stop`` rows do not.
 
 Deviations: ends are predicted probabilities, so a row takes as much of w_h N as it is likely to be living, and one that
 has ended takes nothing. In the reimplementations N and the ranking have finished rows in them, which are taken out
-afterwards, so that fewer than w_h N are left. u does not have the reward, for which there is one head, nor the
-memory of an RSSM, which its members share: what those two do not know is not in it. Members are dealt, each to as many
-rows as can be. As in ``dyna.py`` nothing imagined is kept and the actor learns from real states.
+afterwards, so that fewer than w_h N are left. u is of the next latent alone: rewards are those of the model's own head,
+and an RSSM's members share its memory, so what those do not know is not in it. Members are dealt, each to as many rows
+as can be. As in ``dyna.py`` nothing imagined is kept and the actor learns from real states.
 
 Metrics: those of ``sac.py`` and of ``branching.py``; ``kept_h`` (share of the starts that counts at step h),
 ``uncertainty_kept`` and ``uncertainty_dropped`` (mean u of living rows, nats), ``penalty_to_reward`` (sum of what the

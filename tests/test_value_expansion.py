@@ -375,19 +375,36 @@ def test_a_step_across_episodes_starts_no_rollout() -> None:
     assert weight.tolist() == pytest.approx([0.5, 0.0, 0.25, 0.0, 0.25, 0.0])
 
 
-def test_value_reaches_the_start_of_a_chain_through_imagination_alone() -> None:
-    """Dyna on a chain: only the last real transition is ever seen, and imagination fills in what leads there."""
-    length = 6
-    model = Line([0.0] * length + [1.0] * (LENGTH - length), going_on=[1.0] * length + [0.0] * (LENGTH - length))
-    values = torch.zeros(LENGTH)  # of a greedy learner with one action: V(t) = E[r + gamma c V(t + 1)]
-    agent = made(dyna.Dyna, model, flat(0.0), flat(0.0), rollout=once(length), real_ratio=0.5)
-    for _ in range(length):
+def chained(agent: Any, model: Line, values: Tensor, sweeps: int) -> list[float]:
+    """V(t) = E[r + gamma c V(t + 1)] of a greedy learner with one action, after lessons from one real transition."""
+    for _ in range(sweeps):
         agent.target_critics = Table(values.tolist(), values.tolist())
         lessons = agent.lessons(model, posterior(1.0), real(0.0, time=1.0))
         for time, target, weight in zip(lessons.features[:, 0], lessons.target, lessons.weight[0], strict=True):
             if weight > 0:
                 values[int(time)] = target.detach()
-    assert values[:length].tolist() == pytest.approx([GAMMA ** (length - 1 - t) for t in range(length)])
+    return values[:sweeps].tolist()
+
+
+def test_value_reaches_the_start_of_a_chain_through_imagination_alone() -> None:
+    """Dyna on a chain: only the first real transition is ever seen, and imagination fills in what it leads to."""
+    length = 6
+    model = Line([0.0] * length + [1.0] * (LENGTH - length), going_on=[1.0] * length + [0.0] * (LENGTH - length))
+    agent = made(dyna.Dyna, model, flat(0.0), flat(0.0), rollout=once(length), real_ratio=0.5)
+    values = torch.zeros(LENGTH)
+    assert chained(agent, model, values, length) == pytest.approx([GAMMA ** (length - 1 - t) for t in range(length)])
+
+
+def test_a_model_that_is_overwritten_is_relearned_from() -> None:
+    """The reward at the end of a chain turns into a loss: the model's table follows, and values after it."""
+    length = 4
+    ends = dict(going_on=[1.0] * length + [0.0] * (LENGTH - length))
+    model = Line([0.0] * length + [1.0] * (LENGTH - length), **ends)
+    agent = made(dyna.Dyna, model, flat(0.0), flat(0.0), rollout=once(length), real_ratio=0.5)
+    values = torch.zeros(LENGTH)
+    before = chained(agent, model, values, length)
+    model.rewards = -2 * model.rewards
+    assert chained(agent, model, values, length) == pytest.approx([-2 * value for value in before])
 
 
 # ----------------------------------------------------------------------------------------------------------- MAAC
