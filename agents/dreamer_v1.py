@@ -12,7 +12,7 @@ with ``g`` the discount (times the continue probability) and ``d_t`` the product
 Deviations: discrete actions (not in the paper's main experiments) take straight-through one-hot samples; the mode of
 the policy is tanh of the mean instead of the best of 100 samples; layers are initialised as in DreamerV3.
 
-Metrics: ``return`` and ``value`` (imagined, means).
+Metrics: ``return`` and ``value`` (imagined, means), ``gradient_norm/step_1`` .. ``step_H`` (``gradients.py``).
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ import torch
 
 from agents.actor import ActorConfig, ActorCritic
 from agents.base import frozen
+from agents.gradients import watch_steps
 from agents.imagination import dream, flatten_posterior
 from agents.returns import return_including
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel, map_latent
@@ -52,7 +53,8 @@ class DreamerV1(ActorCritic):
         assert isinstance(model, Rewarded)  # ``needs``
         with frozen(model, self.critic):
             start = flatten_posterior(latent)
-            dreamed = dream(model, lambda f: self.actor(f).sample(), start, config.imagination_horizon)
+            watch = watch_steps(config.imagination_horizon, 0.0, batch.reward.device)
+            dreamed = dream(model, lambda f: self.actor(f).sample(), start, config.imagination_horizon, watch=watch)
             imagined = map_latent(lambda part: part[:, 1:], dreamed.latent)
             features = dreamed.features[:, 1:]
             live = config.discount * model.continues(imagined)
@@ -63,4 +65,5 @@ class DreamerV1(ActorCritic):
             "actor": -(weight * returns).mean(),
             "critic": (weight * critic.loss(returns.detach())).mean(),
         }
-        return Losses(terms, {"return": returns.detach().mean(), "value": critic.mean.detach().mean()})
+        metrics = {"return": returns.detach().mean(), "value": critic.mean.detach().mean()}
+        return Losses(terms, metrics | watch.metrics())

@@ -13,7 +13,8 @@ the code. The paper's mixture of both is the config's ``actor_gradient`` alone, 
 Deviations: ``d_t`` is gamma times a continue probability learned without discount; d_0 of a start is predicted too.
 Layers are initialised as in DreamerV3. Rewards are not squashed (the code's choice for the DM Control suite).
 
-Metrics: ``return`` and ``value`` (imagined, means), ``entropy`` (nats).
+Metrics: ``return`` and ``value`` (imagined, means), ``entropy`` (nats), and where the gradient is pathwise
+``gradient_norm/step_1`` .. ``step_H`` (``gradients.py``).
 """
 
 import copy
@@ -24,6 +25,7 @@ import torch
 
 from agents.actor import ActorConfig, ActorCritic, require_entropy
 from agents.base import frozen, move_target
+from agents.gradients import watch_steps
 from agents.imagination import dream, flatten_posterior
 from agents.returns import return_including
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel
@@ -65,7 +67,8 @@ class DreamerV2(ActorCritic):
         assert isinstance(model, Rewarded)  # ``needs``
         with frozen(model), torch.set_grad_enabled(self.pathwise):
             start = flatten_posterior(latent)
-            dreamed = dream(model, lambda f: self.actor(f).sample(), start, config.imagination_horizon)
+            watch = watch_steps(config.imagination_horizon, 0.0, batch.reward.device)
+            dreamed = dream(model, lambda f: self.actor(f).sample(), start, config.imagination_horizon, watch=watch)
             live = config.discount * model.continues(dreamed.latent)
             slow_value = self.slow_critic(dreamed.features).mean
             targets = return_including(model.reward(dreamed.latent), live, slow_value, config.lam)  # [N, H]
@@ -90,7 +93,7 @@ class DreamerV2(ActorCritic):
             "value": critic.mean.detach().mean(),
             "entropy": entropy.detach().mean(),
         }
-        return Losses(terms, metrics)
+        return Losses(terms, metrics | (watch.metrics() if self.pathwise else {}))
 
     def after_update(self, updates: int) -> None:
         if updates % self.config.slow_every == 0:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from agents.gradients import Watch
 from worldmodels.base import Latent, Rewarded, Sequence, WorldModel, cut, map_latent
 
 
@@ -25,16 +26,19 @@ def dream(
     start: Latent,
     horizon: int,
     generator: Generator | None = None,
+    watch: Watch | None = None,
 ) -> Dream:
     """Follow ``policy`` (features [N, F] to actions [N, A]) for ``horizon`` steps from ``start`` [N].
 
     The policy sees detached features, so the only way from one action to a later reward is through the dynamics
-    (Dreamer V1). Whether there are gradients at all is the caller's choice. Of 0 steps it is the start alone.
+    (Dreamer V1). Whether there are gradients at all is the caller's choice; ``watch`` sees those that come back to each
+    step. Of 0 steps it is the start alone.
     """
     latent, latents, features, actions = start, [start], [model.features(start)], []
-    for _ in range(horizon):
+    for t in range(horizon):
         action = policy(features[-1].detach())
         latent = model.imagine(latent, action, generator)
+        latent = latent if watch is None else watch.passed(latent, t)
         latents.append(latent)
         features.append(model.features(latent))
         actions.append(action)

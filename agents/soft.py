@@ -184,8 +184,8 @@ class SoftActorCritic(Agent, ABC):
         torch.clear_autocast_cache()  # torch before 2.13 reuses casts made without gradients, and would learn nothing
         values = self.critics(lessons.features, lessons.action)
         with frozen(self.critics, model):
-            objective, entropy = self.objective(model, map_latent(torch.detach, latent), real)
-        emphasis, told = self.emphasis(real, batch)
+            objective, entropy, told = self.objective(model, map_latent(torch.detach, latent), real)
+        emphasis, more = self.emphasis(real, batch)
         count = real.weight.sum().clamp_min(1)
         terms = {
             "critic": 0.5 * (lessons.weight * (values - lessons.target).square()).sum() / count,
@@ -198,13 +198,13 @@ class SoftActorCritic(Agent, ABC):
             "entropy": entropy.detach().mean(),
             "temperature": self.temperature.value,
         }
-        return Losses(terms, lessons.metrics | told | metrics)
+        return Losses(terms, lessons.metrics | told | more | metrics)
 
     def objective(
         self, model: WorldModel, latent: Latent, real: Transitions
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """What the actor climbs at the states of ``real``, entropy included, and its entropy there."""
-        return self.value(self.critics, real.features, self.opinion)
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], dict[str, Float[Tensor, ""]]]:
+        """What the actor climbs at the states of ``real``, entropy included; its entropy there; metrics of that."""
+        return *self.value(self.critics, real.features, self.opinion), {}
 
     def emphasis(self, real: Transitions, batch: Sequence) -> tuple[Float[Tensor, " N"], dict[str, Float[Tensor, ""]]]:
         """How much the actor's objective counts at each transition, without a graph, and metrics of that."""

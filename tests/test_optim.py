@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from agents.training.learner import Learner, parameter_groups, weighted
 from agents.training.lightning import Callback, Trainer
-from agents.training.optim import AdamConfig, LaProp, LaPropConfig, clip_adaptively
+from agents.training.optim import AdamConfig, LaProp, LaPropConfig, clip_adaptively, clip_globally
 from worldmodels.base import Losses
 from worldmodels.replay.memory import Sample
 
@@ -18,15 +18,15 @@ LAPROP = LaPropConfig(type="laprop", lr=0.1, warmup=0, beta1=0.9, beta2=0.999, e
 ADAM = AdamConfig(type="adam", lr=0.1, warmup=0, eps=1e-8, weight_decay=0.0, clip=100.0)
 
 
-def parameter(values: list[float], gradient: list[float]) -> torch.Tensor:
-    p = torch.nn.Parameter(torch.tensor(values))
-    p.grad = torch.tensor(gradient)
+def parameter(values: list[float] | torch.Tensor, gradient: list[float] | torch.Tensor) -> torch.Tensor:
+    p = torch.nn.Parameter(torch.as_tensor(values))
+    p.grad = torch.as_tensor(gradient)
     return p
 
 
 def test_adaptive_clip_golden_value():
     p = parameter([3.0, 4.0], [30.0, 40.0])
-    assert clip_adaptively([p], 0.3).item() == pytest.approx(50.0)
+    assert clip_adaptively([p], 0.3).before.item() == pytest.approx(50.0)
     assert p.grad is not None and p.grad.tolist() == pytest.approx([0.9, 1.2])
 
 
@@ -100,11 +100,29 @@ def test_a_saved_optimizer_goes_on_as_if_never_stopped(config: LaPropConfig | Ad
 
 def test_global_clip_leaves_a_norm_of_at_most_100():
     ps = [parameter([1.0, 1.0], [3e4, 4e4]), parameter([1.0], [-1e5])]
-    before = ADAM.clip_gradients(ps)
+    before = ADAM.clip_gradients(ps).before
     assert before.item() == pytest.approx(1.118e5, rel=1e-3)
     after = torch.cat([p.grad for p in ps if p.grad is not None]).norm().item()
     assert after == pytest.approx(100.0, rel=1e-4) and after <= 100.0
     assert ps[1].grad is not None and ps[1].grad.item() / ps[0].grad[0].item() == pytest.approx(-1e5 / 3e4)  # pyright: ignore
+
+
+@pytest.mark.parametrize("clip", [clip_adaptively, clip_globally])
+@pytest.mark.parametrize("limit", [1e-3, 0.5, 30.0, 1e9])
+def test_the_norms_before_and_after_clipping_are_those_of_the_gradients(clip, limit: float):
+    g = torch.Generator().manual_seed(2)
+    sizes = ((3, 4), (2,), (5,), ())
+    ps = [parameter(torch.randn(n, generator=g), 10**i * torch.randn(n, generator=g)) for i, n in enumerate(sizes, -1)]
+    ps.append(torch.nn.Parameter(torch.ones(2)))  # one without a gradient
+
+    def norm() -> float:
+        return torch.cat([p.grad.flatten() for p in ps if p.grad is not None]).double().norm().item()
+
+    before = norm()
+    norms = clip(ps, limit)
+    assert norms.before.item() == pytest.approx(before, rel=1e-6)
+    assert norms.after.item() == pytest.approx(norm(), rel=1e-6)
+    assert (norms.after == norms.before) == (limit == 1e9)
 
 
 # ----------------------------------------------------------------------------------------------------- learner

@@ -105,8 +105,8 @@ def config(kind: Any, members: int = 2, **changes: Any) -> Any:
 def made(kind: Any, model: Line, *values: list[float], alpha: float = 0.0, **changes: Any) -> Any:
     """An agent whose target critics are tables and whose entropy costs ``alpha``."""
     torch.manual_seed(0)
-    defaults = {"reduction": "last", "lam": 0.0} if kind is mve.MVE else {}
-    agent = config(KINDS[kind], members=len(values), **(defaults | changes)).build(model)
+    defaults: Any = {mve.MVE: {"reduction": "last", "lam": 0.0}, maac.MAAC: {"step_clip": 0.0}}
+    agent = config(KINDS[kind], members=len(values), **(defaults.get(kind, {}) | changes)).build(model)
     agent.target_critics = Table(*values)
     agent.temperature.log.data.fill_(math.log(alpha) if alpha else -math.inf)
     return agent

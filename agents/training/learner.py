@@ -69,11 +69,12 @@ class Learner(LightningModule):
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def move_weights(self) -> dict[str, Tensor]:
-        """Clip, step, and move the agent's targets; the norms of the gradients before."""
+        """Clip, step, and move the agent's targets; the norms of the gradients before and after clipping."""
         metrics = {}
         for (name, config), optimizer in zip(self.optimizer_configs.items(), self._optimizers(), strict=True):
             group = optimizer.param_groups[0]
-            metrics[f"gradient_norm/{name}"] = config.clip_gradients(group["params"])
+            norms = config.clip_gradients(group["params"])
+            metrics |= {f"gradient_norm/{name}": norms.before, f"gradient_norm_clipped/{name}": norms.after}
             group["lr"] = config.lr * min(1.0, (self.updates + 1) / max(1, config.warmup))
             optimizer.step()
         self.updates += 1

@@ -2,10 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+
+
+class Norms(NamedTuple):
+    """The global norm of all gradients of one optimiser, on their device."""
+
+    before: Float[Tensor, ""]
+    after: Float[Tensor, ""]  # clipping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +31,7 @@ class LaPropConfig:
     def build(self, parameters: Iterable[Tensor]) -> "LaProp":
         return LaProp(parameters, self.lr, (self.beta1, self.beta2), self.eps)
 
-    def clip_gradients(self, parameters: list[Tensor]) -> Tensor:
+    def clip_gradients(self, parameters: list[Tensor]) -> Norms:
         return clip_adaptively(parameters, self.clip)
 
 
@@ -42,16 +50,23 @@ class AdamConfig:
         # AdamW multiplies its decay by the learning rate; the papers' code does not
         return torch.optim.AdamW(parameters, self.lr, eps=self.eps, weight_decay=self.weight_decay / self.lr)
 
-    def clip_gradients(self, parameters: list[Tensor]) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)
+    def clip_gradients(self, parameters: list[Tensor]) -> Norms:
+        return clip_globally(parameters, self.clip)
 
 
 OptimizerConfig = LaPropConfig | AdamConfig
 
 
 @torch.no_grad()
-def clip_adaptively(parameters: list[Tensor], clip: float, floor: float = 1e-3) -> Tensor:
-    """Scale each gradient down to ``clip`` times its parameter's norm (at least ``floor``); the global norm before.
+def clip_globally(parameters: list[Tensor], clip: float) -> Norms:
+    """Scale all gradients down together, to a global norm of ``clip``."""
+    before = torch.nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
+    return Norms(before, before * (clip / (before + 1e-6)).clamp(max=1.0))  # the share that torch's function takes
+
+
+@torch.no_grad()
+def clip_adaptively(parameters: list[Tensor], clip: float, floor: float = 1e-3) -> Norms:
+    """Scale each gradient down to ``clip`` times its parameter's norm (at least ``floor``).
 
     AGC (Brock et al. 2021) for whole tensors, as in DreamerV3: g / max(1, |g| / (clip max(floor, |p|))).
     """
@@ -60,8 +75,9 @@ def clip_adaptively(parameters: list[Tensor], clip: float, floor: float = 1e-3) 
     norms = torch._foreach_norm(gradients)
     limits = torch._foreach_maximum(torch._foreach_norm(parameters), floor)
     ratios = torch._foreach_div(norms, torch._foreach_mul(limits, clip))
-    torch._foreach_div_(gradients, torch._foreach_maximum(ratios, 1.0))
-    return torch.linalg.vector_norm(torch.stack(norms))
+    shares = torch._foreach_maximum(ratios, 1.0)
+    torch._foreach_div_(gradients, shares)
+    return Norms(*(torch.linalg.vector_norm(torch.stack(each)) for each in (norms, torch._foreach_div(norms, shares))))
 
 
 class LaProp(torch.optim.Optimizer):
