@@ -13,7 +13,18 @@ from torch import Generator, Tensor, nn
 from agents.base import Agent
 from agents.training.config import shipped
 from agents.training.learner import parameter_groups, weighted
-from worldmodels.base import Decoding, Latent, Losses, Rewarded, Sequence, Spaces, Storing, WorldModel, map_latent
+from worldmodels.base import (
+    Decoding,
+    Latent,
+    Losses,
+    Reparameterised,
+    Rewarded,
+    Sequence,
+    Spaces,
+    Storing,
+    WorldModel,
+    map_latent,
+)
 
 MODELS, AGENTS = shipped().names("worldmodels"), shipped().names("agents")
 TEACH_THE_WORLD_MODEL = {"replay_critic"}  # the only terms of an agent whose gradient may reach a world model
@@ -255,6 +266,31 @@ def test_a_dream_is_differentiable_in_actions_and_latent(name: str, build: Build
     gradient, *others = torch.autograd.grad((features[:, -1] * weight).sum(), [actions, *start], allow_unused=True)
     assert (gradient[:, 0].abs().sum(-1) > 0).all()
     assert any(g is not None and g.abs().sum() > 0 for g in others)
+
+
+@each_model
+@both_kinds
+def test_a_step_taken_again_has_the_observed_value_and_the_imagined_gradient(
+    name: str, discrete: bool, build: Build, make_batch: Build
+):
+    model, batch = build(name, discrete), make_batch(discrete)
+    if not isinstance(model, Reparameterised):
+        pytest.skip("takes no step again")
+    start = map_latent(lambda x: x[:, 2].detach().requires_grad_(x.is_floating_point()), model.filter(batch))
+    action = batch.action[:, 2].clone().requires_grad_()
+    imagined = model.imagine(start, action, generator(4))
+    observed = map_latent(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), imagined)
+    again = model.reenact(start, action, observed)
+    same(again, imagined, rtol=0, atol=0)
+    weight = torch.randn(model.features(again).shape, generator=generator())
+    gradients = [
+        torch.autograd.grad((model.features(step) * weight).sum(), [action, *start], allow_unused=True)
+        for step in (imagined, again)
+    ]
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert (gradients[1][0].abs().sum(-1) > 0).all()
+    assert not any(touched((model.features(model.reenact(start, action, observed)) * weight).sum(), list(observed)))
 
 
 @each_model

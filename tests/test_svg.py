@@ -268,6 +268,19 @@ def test_weights_multiply_the_actors_loss_and_no_other(small: Any, make_batch: A
     assert torch.equal(double_["temperature"], plain["temperature"])
 
 
+def test_low_precision_does_not_blur_weights(small: Any, make_batch: Any) -> None:
+    model, agent = small("svg")
+    batch, features = make_batch(), 3 * torch.randn(3, 8, model.feature_dim)
+    with torch.no_grad():
+        now = agent.log_prob(features.flatten(0, 1), batch.action.flatten(0, 1)).view(3, 8)
+    batch = batch._replace(log_prob=now)
+    with torch.autocast("cpu", torch.bfloat16):
+        weight, _ = agent.emphasis(replayed_transitions(features, batch), batch)
+        blurred = agent.log_prob(features.flatten(0, 1), batch.action.flatten(0, 1)).view(3, 8)
+    assert not torch.allclose(blurred, now, atol=1e-3)
+    torch.testing.assert_close(weight, torch.ones(21))
+
+
 def test_a_collecting_policy_knows_how_likely_its_actions_were(small: Any) -> None:
     model, agent = small("svg")
     policy = AgentPolicy(model, agent, 2, explore=True, seed=0)
