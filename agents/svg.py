@@ -26,7 +26,8 @@ Categorical latents and discrete actions, which the paper does not have: s' and 
 derivative of their probabilities; no noise is inferred. Gaussian latents are exact, xi beyond 5 counting as 5 in the
 gradient; the world model's metric ``noise`` is the mean of xi^2.
 
-Metrics: those of ``sac.py``; SVG(0) and SVG(1): ``importance`` (mean w) and ``known`` (share of steps with a density).
+Metrics: those of ``sac.py``; SVG(0) and SVG(1): ``importance`` (mean w) and ``known`` (share of steps with a density);
+SVG(inf): ``gradient_norm/step_1`` .. (``gradients.py``), of the windows' steps.
 """
 
 import math
@@ -38,6 +39,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agents.base import frozen
+from agents.gradients import Watch, watch_steps
 from agents.soft import Lessons, SoftActorCritic, SoftConfig, Transitions, td_lessons
 from worldmodels.base import Latent, Reparameterised, Rewarded, Sequence, WorldModel, map_latent
 from worldmodels.distributions import OneHot, SquashedNormal
@@ -89,10 +91,14 @@ class SVG(SoftActorCritic):
 
     def objective(
         self, model: WorldModel, latent: Latent, real: Transitions
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        climb = {"svg0": self.value_there, "svg1": self.one_step, "svg-inf": self.whole_path}[self.config.variant]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], dict[str, Float[Tensor, ""]]]:
         _, entropy = self.decide(real.features)
-        return climb(model, latent, real) + self.temperature.value * entropy, entropy
+        bonus = self.temperature.value * entropy
+        if self.config.variant == "svg-inf":
+            watch = watch_steps(model.features(latent).shape[1] - 1, 0.0, real.reward.device)
+            return self.whole_path(model, latent, real, watch) + bonus, entropy, watch.metrics()
+        climb = self.value_there if self.config.variant == "svg0" else self.one_step
+        return climb(model, latent, real) + bonus, entropy, {}
 
     def value_there(self, model: WorldModel, latent: Latent, real: Transitions) -> Float[Tensor, " N"]:
         """Q of the action that was taken."""
@@ -107,16 +113,17 @@ class SVG(SoftActorCritic):
             value, _ = self.value(self.critics, model.features(moved), self.opinion)
         return model.reward(moved) + self.soft.discount * real.live * value
 
-    def whole_path(self, model: WorldModel, latent: Latent, real: Transitions) -> Float[Tensor, " N"]:
+    def whole_path(self, model: WorldModel, latent: Latent, real: Transitions, watch: Watch) -> Float[Tensor, " N"]:
         """Each reward of the window, discounted from where its path begins."""
         assert isinstance(model, Rewarded) and isinstance(model, Reparameterised)  # ``needs``
-        steps = model.features(latent).shape[1] - 1
+        steps = watch.norms.shape[1]
         action, live, same = (part.unflatten(0, (-1, steps)) for part in (real.action, real.live, real.weight))
         now, gains = map_latent(lambda part: part[:, 0], latent), []
         weight = torch.ones_like(live[:, 0])
         for t in range(steps):
             observed = map_latent(lambda part, t=t: part[:, t + 1], latent)
             moved = model.reenact(now, self.policy(model.features(now)).reenact(action[:, t]), observed)
+            moved = watch.passed(moved, t)
             gains.append(weight * model.reward(moved))
             going_on = same[:, t] > 0  # else ``observed`` is the next episode's first, where a path begins
             now = choose(going_on, moved, observed)
