@@ -44,7 +44,7 @@ from worldmodels.pretrained import (
     write_saved,
 )
 from worldmodels.strict import config_class, from_dict, to_dict
-from worldmodels.transfer import Report, choose_recipe, load_weights
+from worldmodels.transfer import Report, choose_recipe, load_weights, part_for
 
 
 class Trained(NamedTuple):
@@ -120,6 +120,11 @@ def load_with_agent(source: str | Path, name: str, settings: list[str], device: 
     """
     saved, _ = read_trained(Path(source))
     config = cli.parse(["--agent", name, "--world-model", str(source), *settings]).config
+    if config.world_model_type != saved.card.world_model.type:
+        raise SavedModelError(
+            f"{name} acts on {config.world_model_name}, and {source} trained only a part of that: "
+            f"python scripts/train.py --agent {name} --world-model {source}"
+        )
     model = build(saved)
     agent = config.agent.build(model)
     if any(True for _ in agent.parameters()):
@@ -196,12 +201,13 @@ class Transfer:
     """A saved world model that a run begins with, and the recipe that says what it keeps of it."""
 
     saved: Saved
+    part: str  # of the run's world model that the saved one fills; empty: all of it
     recipe: str
     config: RunConfig
 
     def into(self, model: WorldModel, fingerprint: dict[str, str]) -> str:
         """Load into a newly built model; the report, every tensor in a line. Raises ``ConfigError``."""
-        report: Report = load_weights(model, self.saved, self.recipe)
+        report: Report = load_weights(model, self.saved, self.recipe, self.part)
         there, here = self.saved.card, self.config
         before = there.fingerprint | {f"env.{key}": str(value) for key, value in to_dict(there.env).items()}
         now = fingerprint | {f"env.{key}": str(value) for key, value in to_dict(here.env).items()}
@@ -226,4 +232,6 @@ def plan_transfer(source: Path | None, recipe: str | None, config: RunConfig) ->
             raise SavedModelError(f"--transfer {recipe} needs a --world-model that is a run or a saved folder")
         return None
     saved, _ = read_trained(source)
-    return Transfer(saved, choose_recipe(recipe, saved.card.task, config.task), config)
+    part = part_for(config_class("worldmodels", saved.card.world_model.type, str(source)), type(config.world_model))
+    assert part is not None, "the command line has put the saved one in"
+    return Transfer(saved, part, choose_recipe(recipe, saved.card.task, config.task), config)

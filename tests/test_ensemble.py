@@ -225,10 +225,11 @@ def test_the_rssm_learns_what_it_learns_without_members(name: str, build: Build,
     _, (terms, metrics) = model.loss(batch)
     torch.manual_seed(5)
     _, alone = model.rssm.loss(batch)
-    assert terms.keys() - alone.terms == set(model.config.members.scales)
+    own_terms = model.config.scales.keys() - model.rssm.config.scales
+    assert terms.keys() - alone.terms == own_terms
     torch.testing.assert_close({key: terms[key] for key in alone.terms}, alone.terms, rtol=0, atol=0)
     assert metrics.keys() - alone.metrics == {"member_spread"}
-    for term in model.config.members.scales:
+    for term in own_terms:
         own = torch.autograd.grad(terms[term], list(model.rssm.parameters()), allow_unused=True, retain_graph=True)
         assert all(gradient is None for gradient in own), term
 
@@ -300,15 +301,27 @@ def test_members_are_added_to_a_saved_rssm(recipe: str, debug_run: Build, make_s
         versions={}, training=Training(env_steps=0, updates=0, returns={}),
     )  # fmt: skip
     members = {name: tensor.clone() for name, tensor in model.members.state_dict().items()}
-    report = load_weights(model.rssm, Saved("here", card, plain.state_dict()), recipe)
-    loaded, kept = report.names("loaded"), report.names("re-initialised")
-    assert set(loaded) | set(kept) == set(plain.state_dict()) and loaded and not report.names("skipped")
+    saved = Saved("here", card, plain.state_dict())
+    report = load_weights(model, saved, recipe, "rssm")
+    assert [row.tensor for row in report.rows] == list(model.state_dict()), "every tensor once, nothing skipped"
+    assert {row.why for row in report.rows if not row.tensor.startswith("rssm.")} == {"not in rssm-v3"}
+    alike = load_weights(alone.world_model.build(make_spaces()), saved, recipe)
+    assert report.names("loaded") == [f"rssm.{name}" for name in alike.names("loaded")] != []
     for name, tensor in model.state_dict().items():
         where, _, rest = name.partition(".")
         if where == "members":
             assert torch.equal(tensor, members[rest])
-        elif rest in loaded:
+        elif name in report.names("loaded"):
             assert torch.equal(tensor, plain.state_dict()[rest])
+
+
+@pytest.mark.parametrize(("name", "inside"), [("ensemble-v1", "rssm-v3"), ("ensemble-v3", "rssm-v1")])
+def test_either_ensemble_learns_around_either_latent(
+    name: str, inside: str, debug_run: Build, make_spaces: Build, make_batch: Build
+):
+    config = dataclasses.replace(debug_run("none", name).world_model, rssm=debug_run("none", inside).world_model)
+    terms = config.build(make_spaces()).loss(make_batch())[1].terms
+    assert terms.keys() == config.scales.keys() and ("bounds" in terms) == (inside == "rssm-v1")
 
 
 def test_the_bounds_term_is_the_distance_between_them(build: Build, make_batch: Build):

@@ -86,8 +86,11 @@ class Config:
 
     @property
     def scales(self) -> dict[str, float]:
-        """Weight of every loss term."""
-        return self.rssm.scales | self.members.scales
+        """Weight of every loss term; that of ``bounds`` waits where the RSSM's latent is not one that has them."""
+        own = self.members.scales
+        if not isinstance(self.rssm.latent, Gaussian):
+            own = {name: scale for name, scale in own.items() if name != "bounds"}
+        return self.rssm.scales | own
 
     def build(self, spaces: Spaces) -> "EnsembleRSSM":
         return EnsembleRSSM(self, spaces)

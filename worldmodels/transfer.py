@@ -1,9 +1,13 @@
 """Beginning with a saved world model: which of its parts to keep, and a report that leaves no tensor out.
 
 A recipe names the parts that stay as they were initialised; a part is a module of that name, at any depth:
-``encoder``, ``decoder``, ``reward_head``, ``continue_head`` (every world model with the capability has to name them so)
-and ``objective``. ``action_inputs`` are the tensors whose shape depends on the action size, found by building the same
-model for another size; they stay fresh whatever the recipe where the actions are others. Everything else has to fit.
+``encoder``, ``decoder``, ``reward_head``, ``continue_head`` (every world model with the capability has to name them so),
+``reward_heads`` and ``objective``. ``action_inputs`` are the tensors whose shape depends on the action size, found by
+building the same model for another size; they stay fresh whatever the recipe where the actions are others. Everything
+else has to fit.
+
+A world model that contains another, as an ensemble contains an RSSM, says so by a field of its ``Config`` whose type is
+the other's ``Config``, and calls the module like the field. A saved model fills such a part, the rest stays fresh.
 
 What to keep follows Plan2Explore (Sekar et al. 2020), URLB's recipe (Rajeswar et al. 2023: all but the reward head),
 fractional transfer (Sasso et al. 2023: fresh action inputs) and APV (Seo et al. 2022: no rewards, no actions).
@@ -12,7 +16,7 @@ fractional transfer (Sasso et al. 2023: fresh action inputs) and APV (Seo et al.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_type_hints
 
 import torch
 
@@ -21,6 +25,7 @@ from worldmodels.pretrained import Saved, building, check_fits, described, world
 from worldmodels.strict import ConfigError, did_you_mean
 
 ACTION_INPUTS = "action_inputs"
+HEADS = ("reward_head", "reward_heads", "continue_head")
 REQUIRED = {"encoder": WorldModel, "decoder": Decoding, "reward_head": Rewarded, "continue_head": Rewarded}
 OUTCOMES = ("loaded", "re-initialised", "skipped")
 
@@ -35,10 +40,10 @@ class Recipe:
 
 RECIPES = {
     "same-task": Recipe((), "the same task again"),
-    "same-domain": Recipe(("reward_head", "continue_head"), "another task in the same domain"),
+    "same-domain": Recipe(HEADS, "another task in the same domain"),
     "new-dynamics": Recipe((), "the same task and looks, other physics"),
     "new-visuals": Recipe(("encoder", "decoder", "objective"), "the same task and physics, other looks"),
-    "video": Recipe((ACTION_INPUTS, "reward_head", "continue_head"), "learned from video: no actions, no rewards"),
+    "video": Recipe((ACTION_INPUTS, *HEADS), "learned from video: no actions, no rewards"),
 }
 
 
@@ -89,31 +94,48 @@ def choose_recipe(name: str | None, source_task: str, task: str) -> str:
     return name
 
 
-def load_weights(model: WorldModel, saved: Saved, recipe: str) -> Report:
+def part_for(inner: type, outer: type) -> str | None:
+    """The part of a world model with ``Config`` ``outer`` that is one with ``Config`` ``inner``.
+
+    Empty: the whole is one. None: there is no such part.
+    """
+    if inner is outer:
+        return ""
+    found = [name for name, hint in get_type_hints(outer).items() if hint is inner]
+    assert len(found) < 2, f"a saved model could fill {found}"
+    return found[0] if found else None
+
+
+def load_weights(model: WorldModel, saved: Saved, recipe: str, part: str = "") -> Report:
     """Copy into a newly built model all of a saved one that the recipe keeps; nothing is copied if some of it misfits.
 
-    Raises ``ConfigError`` for an unknown recipe, with everything that does not fit, and for a part that the recipe
+    ``part`` is the module that the saved one fills (``part_for``); what is not in it stays as it is. Raises
+    ``ConfigError`` for an unknown recipe, with everything that does not fit, and for a part that the recipe
     re-initialises and the model does not name.
     """
     parts = RECIPES[choose_recipe(recipe, "", "")].fresh
-    own, there = model.state_dict(), saved.tensors
-    check_named(model, own, parts)
+    filled = model.get_submodule(part)
+    assert isinstance(filled, WorldModel)
+    own, there = filled.state_dict(), saved.tensors
+    check_named(filled, own, parts)
     fresh = {name: f"{part} ({recipe})" for part in parts for name in {*own, *there} if part in name.split(".")}
-    if why := other_actions(saved.card.spaces, model.spaces) or (ACTION_INPUTS in parts and f"action input ({recipe})"):
+    if why := other_actions(saved.card.spaces, filled.spaces) or (
+        ACTION_INPUTS in parts and f"action input ({recipe})"
+    ):
         fresh |= dict.fromkeys(action_inputs(saved), why)
     cure = "; build it as it was (no --world-model.* settings, the same --env.size), or see --transfer"
     kept = {name: tensor for name, tensor in there.items() if name not in fresh}
     wanted = {name: tensor for name, tensor in own.items() if name not in fresh}
     check_fits(kept, wanted, f"{saved.source} does not fit this world model", cure)
-    rows = []
-    for name, tensor in own.items():
+    rows, card, prefix = [], saved.card, f"{part}." if part else ""
+    for full, tensor in model.state_dict().items():
+        name = full.removeprefix(prefix) if full.startswith(prefix) else None
         if name in kept:
             tensor.copy_(kept[name])
-        outcome = "loaded" if name in kept else "re-initialised"
-        rows.append(Row(outcome, name, described(tensor), fresh.get(name, "")))
+        why = f"not in {card.world_model.name}" if name is None else fresh.get(name, "")
+        rows.append(Row("loaded" if name in kept else "re-initialised", full, described(tensor), why))
     for name in sorted(there.keys() - own):
-        rows.append(Row("skipped", name, described(there[name]), f"not in this world model, {fresh[name]}"))
-    card = saved.card
+        rows.append(Row("skipped", prefix + name, described(there[name]), f"not in this world model, {fresh[name]}"))
     origin = f"{saved.source}, {card.world_model.name} of {card.task} after {card.training.env_steps} env steps"
     return Report(recipe, origin, tuple(rows))
 

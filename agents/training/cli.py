@@ -21,6 +21,7 @@ from agents.training.config import Catalog, Entry, Layers, RunConfig, Said, comp
 from worldmodels.envs import resolve_task
 from worldmodels.pretrained import CONFIG, read_card
 from worldmodels.strict import ConfigError, did_you_mean, dump_yaml, from_dict, parse_yaml, read_yaml, to_dict
+from worldmodels.transfer import part_for
 
 VALUES = tuple("agent task preset seed env-steps run-dir resume world-model transfer data config".split())
 SWITCHES = ("list-agents", "list-tasks", "print-config", "help")
@@ -147,6 +148,8 @@ def started(line: Line, catalog: Catalog) -> Command:
         raise ConfigError("--agent is needed; --list-agents shows what there is")
     agent = catalog.entry("agents", agent_name)
     model, origin = world_model(names.world_model_name or agent.world_model, catalog)
+    if origin:
+        model = surrounded(model, catalog.entry("worldmodels", agent.world_model), catalog)
     task = names.task or (origin.task if origin else "walker-walk" if asked else None)
     if not task:
         raise ConfigError("--task is needed; --list-tasks shows what there is")
@@ -237,6 +240,26 @@ def world_model(name: str, catalog: Catalog) -> tuple[Entry, Origin | None]:
     said = Said({"config": to_dict(before.world_model)}, {}, str(file))
     origin = Origin(path, before.task, to_dict(before.env))
     return Entry(before.world_model_name, before.world_model_type, (said,), str(file)), origin
+
+
+def surrounded(saved: Entry, usual: Entry, catalog: Catalog) -> Entry:
+    """A saved world model; where the one that the agent usually has contains one of its type, that one around it.
+
+    An agent that needs an ensemble so gets one around a saved RSSM.
+    """
+    inner, outer = (catalog.config_class("worldmodels", entry.type, entry.source) for entry in (saved, usual))
+    if not (part := part_for(inner, outer)):
+        return saved
+
+    def rest(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {**values, "config": {key: value for key, value in values.get("config", {}).items() if key != part}}
+
+    within = [said._replace(values={"config": {part: said.values["config"]}}) for said in saved.files]
+    around = [
+        said._replace(values=rest(said.values), presets={name: rest(said.presets[name]) for name in said.presets})
+        for said in usual.files
+    ]
+    return usual._replace(files=(*within, *around))
 
 
 def presets(
