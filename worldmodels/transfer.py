@@ -1,10 +1,10 @@
 """Beginning with a saved world model: which of its parts to keep, and a report that leaves no tensor out.
 
 A recipe names the parts that stay as they were initialised; a part is a module of that name, at any depth:
-``encoder``, ``decoder``, ``reward_head``, ``continue_head`` (every world model with the capability has to name them so),
-``reward_heads`` and ``objective``. ``action_inputs`` are the tensors whose shape depends on the action size, found by
-building the same model for another size; they stay fresh whatever the recipe where the actions are others. Everything
-else has to fit.
+``encoder``, ``decoder``, ``reward_head`` and ``continue_head`` (every world model with the capability has to name them
+so), ``reward_heads`` and ``objective``. ``action_inputs`` are the tensors whose shape depends on the action size, found
+by building the same model for another size; they stay fresh whatever the recipe where the actions are others.
+Everything else has to fit.
 
 A world model that contains another, as an ensemble contains an RSSM, says so by a field of its ``Config`` whose type is
 the other's ``Config``, and calls the module like the field. A saved model fills such a part, the rest stays fresh.
