@@ -306,6 +306,23 @@ def test_disagreement_on_rewards_takes_weight_from_what_is_imagined() -> None:
 
 
 @torch.no_grad()
+def test_the_first_horizon_has_the_variance_of_the_critics_and_never_all_weight() -> None:
+    """Dynamics agree and critics do not: std gamma^(i + 1) d / 2 at horizon i, so weights grow by 1 / gamma^2."""
+    model = Line(ramp(), drift=(0.0, 0.0))
+    for distance in (1e-2, 2.0):
+        agent = made(
+            steve.STEVE, model, ramp(3.0), ramp(3.0 + distance), horizon=2, reduction="inverse_variance", lam=0.0
+        )
+        samples = agent.candidates(model, posterior(1.0), real(0.5, time=1.0)).flatten(1, 3)
+        weights = horizon_weights(samples, "inverse_variance", 0.0)[:, 0]
+        shares = [1.0, GAMMA**-2, GAMMA**-4]
+        assert weights.tolist() == pytest.approx([share / sum(shares) for share in shares], rel=1e-2)
+    alike = made(steve.STEVE, model, ramp(3.0), ramp(3.0), horizon=2, reduction="inverse_variance", lam=0.0)
+    samples = alike.candidates(model, posterior(1.0), real(0.5, time=1.0)).flatten(1, 3)
+    assert horizon_weights(samples, "inverse_variance", 0.0).isfinite().all()
+
+
+@torch.no_grad()
 def test_one_random_member_learns_from_each_transition() -> None:
     model = Line(ramp(), drift=(0.0, 0.1))
     agent = made(steve.STEVE, model, ramp(), ramp(1), ramp(2), horizon=1, reduction="mean", lam=0.0)
