@@ -1,12 +1,12 @@
-"""Standard normal noise for planners, white, cut at two standard deviations, or coloured along time."""
+"""Noise for planners: normal (white, cut at two standard deviations, or coloured along time), Gumbel, Dirichlet."""
 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from worldmodels.distributions import random_normal
+from worldmodels.distributions import random_normal, random_uniform
 
 
 def white_noise(plan: Float[Tensor, "B H A"], count: int, generator: Generator | None) -> Float[Tensor, "B N H A"]:
@@ -60,3 +60,33 @@ def marginal_std(horizon: int, beta: float) -> float:
     power = amplitude.square()
     power[1 : (horizon + 1) // 2] *= 4  # a complex pair: twice the real part of a + ib
     return power.sum().sqrt().item() / horizon / scale
+
+
+def gumbel_noise(like: Float[Tensor, "*S"], generator: Generator | None) -> Float[Tensor, "*S"]:
+    """Standard Gumbel noise, -log(-log u)."""
+    uniform = random_uniform(like.shape, like, generator).clamp(1e-20, 1 - 1e-7)
+    return -torch.log(-torch.log(uniform))
+
+
+PROPOSALS = 8  # each is accepted with a chance of 95 % or more
+
+
+def dirichlet_noise(
+    valid: Bool[Tensor, "B A"], concentration: float, like: Float[Tensor, "B A"], generator: Generator | None
+) -> Float[Tensor, "B A"]:
+    """Rows from a symmetric Dirichlet distribution over their valid entries; 0 elsewhere.
+
+    Normalised gamma variables, in logarithms, as small concentrations underflow: Marsaglia and Tsang 2000 at
+    concentration + 1, the first of a fixed number of proposals that is accepted, times u^(1 / concentration).
+    """
+    shape = (len(valid), PROPOSALS, valid.shape[1])
+    d = concentration + 1 - 1 / 3
+    normal = random_normal(shape, like, generator)
+    volume = (1 + normal / math.sqrt(9 * d)).clamp_min(1e-6) ** 3
+    dice = random_uniform(shape, like, generator).clamp_min(1e-20)
+    # where it is clamped the true volume may be negative, which is not accepted: its logarithm is -41
+    accepted = torch.log(dice) < 0.5 * normal.square() + d * (1 - volume + torch.log(volume))
+    first = accepted.to(torch.uint8).argmax(1, keepdim=True)
+    boost = random_uniform(tuple(valid.shape), like, generator).clamp_min(1e-20)
+    log_gamma = torch.log(volume.gather(1, first).squeeze(1)) + torch.log(boost) / concentration
+    return log_gamma.masked_fill(~valid, -torch.inf).softmax(-1)
