@@ -16,8 +16,8 @@ steps keep the errors of a model from adding up: between two of them it is only 
 prefill have a density too; where none was kept (other agents' episodes) w = 1.
 
 Deviations. The learner is soft actor-critic: V(s) = E_a[min_l Q_l(s, a)] + alpha H by one action sampled at s~', the
-policy held there, from twin critics that learn as in ``sac.py``; so they need no importance weights, as the paper's V
-does. w multiplies the entropy as well. pi(a | s) is read at today's latent of a state that pi_k saw as another. The
+policy held there, from twin critics that learn as in ``sac.py``; the paper's V needs importance weights, a Q does not.
+w multiplies the entropy as well. pi(a | s) is read at today's latent of a state that pi_k saw as another. The
 world model is Dreamer's, not networks that predict each dimension's change.
 SVG(inf): a replayed window plays the episode, and what comes after it counts nothing; the paper's is on policy, from
 one whole episode. Here the path is an old one, and no weight makes up for it. It asks no critic; they learn all the

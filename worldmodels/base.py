@@ -173,7 +173,7 @@ class Reparameterised(ABC):
     def reenact(self, latent: Latent, action: Float[Tensor, "B A"], observed: Latent) -> Latent:
         """``observed`` in value; its derivative is that of the prior step from ``latent`` with the noise it then had.
 
-        No gradient reaches ``observed``, nor the noise, which is inferred (arXiv 1510.09142, section 4.2).
+        No gradient reaches ``observed``, nor the noise, which is inferred (SVG, arXiv 1510.09142).
         """
 
 

@@ -224,7 +224,7 @@ class SquashedNormal:
         return self._log_density(raw, (raw - self.mean) / self.log_std.exp())
 
     def reenact(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
-        """``action`` as tanh(mean + std * noise) with the noise it must have had (arXiv 1510.09142, section 4.2)."""
+        """``action`` as tanh(mean + std * noise) with the noise it must have had (SVG, arXiv 1510.09142)."""
         std = self.log_std.exp()
         noise = ((unsquash(action) - self.mean) / std).detach()
         return straight_through(action, torch.tanh(self.mean + std * noise))

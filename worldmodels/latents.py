@@ -104,7 +104,7 @@ class Gaussian:
         return mean + std * random_normal(mean.shape, mean, generator)
 
     def reenact(self, stats: Float[Tensor, "*B S"], observed: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B Z"]:
-        """``observed`` as mean + std * noise with the noise it must have had (arXiv 1510.09142, section 4.2).
+        """``observed`` as mean + std * noise with the noise it must have had (SVG, arXiv 1510.09142).
 
         The noise counts as at most ``NOISE_LIMIT`` in the gradient, so an observation that the prior finds impossible
         does not rule; the value is ``observed`` all the same.
