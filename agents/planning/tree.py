@@ -190,7 +190,8 @@ def plant(root: Root, simulations: int) -> Tree:
 def descend(tree: Tree, new: int, at_root: Rule, inside: Rule, max_depth: int) -> Path:
     """Follow the rules to an edge that leads nowhere yet, there to put node ``new``; or to the greatest depth.
 
-    The rules look at all nodes at once, which is quicker than at one level of the paths after the other.
+    The rules look at all nodes at once, which for tens of simulations is quicker than at one level of the paths after
+    the other; it grows with the square of their number.
     """
     choice = torch.cat([at_root(tree.first(1)), inside(tree.first(new))[:, 1:]], 1)
     child = tree.child[:, :new].gather(2, choice.unsqueeze(2)).squeeze(2)
