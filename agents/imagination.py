@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from agents.gradients import Watch
 from worldmodels.base import Latent, Rewarded, Sequence, WorldModel, cut, map_latent
+from worldmodels.layers import step_precision
 
 
 class Dream(NamedTuple):
@@ -35,13 +36,14 @@ def dream(
     step. Of 0 steps it is the start alone.
     """
     latent, latents, features, actions = start, [start], [model.features(start)], []
-    for t in range(horizon):
-        action = policy(features[-1].detach())
-        latent = model.imagine(latent, action, generator)
-        latent = latent if watch is None else watch.passed(latent, t)
-        latents.append(latent)
-        features.append(model.features(latent))
-        actions.append(action)
+    with step_precision(len(features[0]), features[0]):
+        for t in range(horizon):
+            action = policy(features[-1].detach())
+            latent = model.imagine(latent, action, generator)
+            latent = latent if watch is None else watch.passed(latent, t)
+            latents.append(latent)
+            features.append(model.features(latent))
+            actions.append(action)
     stacked = map_latent(lambda *parts: torch.stack(parts, 1), *latents)
     nothing = features[0].new_zeros(len(features[0]), 0, model.spaces.action_dim)
     return Dream(stacked, torch.stack(features, 1), torch.stack(actions, 1) if actions else nothing)

@@ -279,3 +279,16 @@ def test_a_config_with_impossible_values_is_refused(debug_run):
     for field, value in (("bits", 0), ("bits", 9), ("overshooting", -1)):
         with pytest.raises(ValueError, match=f"^{field} "):
             dataclasses.replace(config, **{field: value})
+
+
+@pytest.mark.parametrize(("rows", "exact"), [(8, True), (512, False)])
+def test_steps_of_few_rows_are_float32_on_a_cpu(rows: int, exact: bool, debug_run, make_spaces):
+    """In bfloat16 casting would take longer than it saves; many rows are worth it."""
+    model = debug_run("dreamer").world_model.build(make_spaces())
+    start = model.initial(rows)
+    actions = torch.rand(rows, 3, model.spaces.action_dim, generator=torch.Generator().manual_seed(0))
+    expected = model.rollout(start, actions, torch.Generator().manual_seed(1)).deter
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model.rollout(start, actions, torch.Generator().manual_seed(1)).deter
+    assert got.dtype == torch.float32 and torch.equal(got, expected) == exact
+    torch.testing.assert_close(got.mean(), expected.mean(), rtol=0.02, atol=1e-3)

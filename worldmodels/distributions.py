@@ -24,11 +24,15 @@ def symexp(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
+def mixed(logits: Float[Tensor, "*B K"], share: float, dim: int = -1) -> Float[Tensor, "*B K"]:
+    """Probabilities of a mixture of softmax(logits) with ``share`` of the uniform distribution (DreamerV3)."""
+    probs = F.softmax(logits.float(), dim)
+    return probs if share == 0 else (1 - share) * probs + share / logits.shape[dim]
+
+
 def unimix(logits: Float[Tensor, "*B K"], share: float, dim: int = -1) -> Float[Tensor, "*B K"]:
-    """Log probabilities of a mixture of softmax(logits) with ``share`` of the uniform distribution (DreamerV3)."""
-    if share == 0:
-        return F.log_softmax(logits.float(), dim)
-    return torch.log((1 - share) * F.softmax(logits.float(), dim) + share / logits.shape[dim])
+    """Log probabilities of ``mixed``."""
+    return F.log_softmax(logits.float(), dim) if share == 0 else torch.log(mixed(logits, share, dim))
 
 
 def random_uniform(shape: torch.Size | tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
@@ -49,14 +53,14 @@ def sample_one_hot(probs: Tensor, dim: int, generator: Generator | None) -> Tens
     cdf = probs.detach().cumsum(dim)
     shape = list(probs.shape)
     shape[dim] = 1
-    below = (random_uniform(tuple(shape), probs, generator) >= cdf).sum(dim, keepdim=True)
-    below = below.clamp_(max=probs.shape[dim] - 1)
-    return torch.zeros_like(probs).scatter_(dim, below, 1.0)
+    reached = (random_uniform(tuple(shape), probs, generator) < cdf).to(probs.dtype)
+    reached.narrow(dim, -1, 1).fill_(1.0)
+    return reached.diff(dim=dim, prepend=reached.new_zeros(shape))  # 0 0 1 1 to 0 0 1 0
 
 
 def straight_through(sample: Tensor, probs: Tensor) -> Tensor:
     """``sample`` going forward, the gradient of ``probs`` going back (DreamerV2, Algorithm 1)."""
-    return sample + (probs - probs.detach())
+    return sample + (probs - probs.detach()) if probs.requires_grad else sample
 
 
 @cache

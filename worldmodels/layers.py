@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,16 @@ def initialise(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
     """
     std = scale * 1.1368 / math.sqrt(fan_in)
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std) if std > 0 else nn.init.zeros_(weight)
+
+
+def step_precision(rows: int, like: Tensor) -> AbstractContextManager[Any]:
+    """Around a loop of small steps, each of ``rows`` rows on the device of ``like``: float32 on a CPU if they are few.
+
+    Casting to bfloat16 and back then takes longer than its products save: measured at 128 rows, and not at 1024.
+    """
+    if like.device.type == "cpu" and rows < 512:
+        return torch.autocast("cpu", enabled=False)
+    return nullcontext()
 
 
 class RMSNorm(nn.Module):

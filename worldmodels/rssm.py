@@ -47,7 +47,7 @@ from worldmodels.distributions import straight_through
 from worldmodels.encoders import Encoder, dequantise
 from worldmodels.heads import HeadConfig
 from worldmodels.latents import Categorical, Gaussian
-from worldmodels.layers import ACTIVATIONS, MLP, Activation, Norm, linear, make_norm
+from worldmodels.layers import ACTIVATIONS, MLP, Activation, Norm, linear, make_norm, step_precision
 from worldmodels.objectives import Objective
 
 
@@ -179,9 +179,10 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised):
         self, latent: RSSMLatent, actions: Float[Tensor, "B H A"], generator: Generator | None = None
     ) -> RSSMLatent:
         latents = []
-        for action in actions.unbind(1):
-            latent = self.imagine(latent, action, generator)
-            latents.append(latent)
+        with step_precision(len(actions), actions):
+            for action in actions.unbind(1):
+                latent = self.imagine(latent, action, generator)
+                latents.append(latent)
         return RSSMLatent(*(torch.stack(parts, 1) for parts in zip(*latents, strict=True)))
 
     def features(self, latent: RSSMLatent) -> Float[Tensor, "*B F"]:
@@ -192,13 +193,14 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised):
         size, length = batch.reward.shape
         embedding = self.encoder(dequantise(batch.obs.flatten(0, 1), self.config.bits, generator))
         seen = self.posterior.from_obs(embedding).unflatten(0, (size, length))
-        going_on, actions = self._past(batch)
+        past = self._past(batch)
         latent = self.initial(size) if batch.context is None else self.unpack(batch.context)
         latents, stats = [], []
-        for t in range(length):
-            latent, stat = self._observe(latent, actions[:, t], seen[:, t], going_on[:, t], generator)
-            latents.append(latent)
-            stats.append(stat)
+        with step_precision(size, seen):
+            for going_on, action, sight in zip(*(part.float().unbind(1) for part in (*past, seen)), strict=True):
+                latent, stat = self._observe(latent, action, sight, going_on, generator)
+                latents.append(latent)
+                stats.append(stat)
         posterior = RSSMLatent(*(torch.stack(parts, 1) for parts in zip(*latents, strict=True)))
         return posterior, torch.stack(stats, 1), embedding
 
@@ -223,13 +225,14 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised):
         features = self.features(latent)
         flat = RSSMLatent(latent.deter.flatten(0, 1), latent.stoch.flatten(0, 1))
         terms = self.objective(self.decoder, flat, features.flatten(0, 1), embedding, batch.obs.flatten(0, 1))
-        terms["dyn"] = self._floored(self.latent.kl(stats.detach(), prior))
+        dyn = self.latent.kl(stats.detach(), prior)
+        terms["dyn"] = self._floored(dyn)
         terms["rep"] = self._floored(self.latent.kl(stats, prior.detach()))
         terms["reward"] = self.reward_head(features).loss(batch.reward).mean()
         terms["continue"] = self.continue_head(features).loss((~batch.is_terminal).float()).mean()
         with torch.no_grad():
             metrics = {
-                "kl": self.latent.kl(stats, prior).mean(),
+                "kl": dyn.mean(),
                 "prior_entropy": self.latent.entropy(prior).mean(),
                 "posterior_entropy": self.latent.entropy(stats).mean(),
                 "noise": self.latent.noise(prior, latent.stoch).mean(),
