@@ -1,0 +1,61 @@
+"""Did the model help? Tables of evaluations, and each agent's difference from `sac` on the same seeds.
+
+    python results/model-use/summarise.py results/model-use/reach 36.2
+    python results/model-use/summarise.py results/model-use/walker-stand
+
+A folder holds AGENT/seedN/metrics.jsonl. The number is a threshold; first env steps at or above it are told. `curve` is
+the mean over all evaluations of a run, so that learning sooner counts. Intervals are Student's t at 95 % over the
+seeds: wide, as three seeds are few.
+"""
+
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom
+
+
+def evaluations(run: Path) -> dict[int, float]:
+    """Mean return of each evaluation by env steps."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["env_steps"]: line["eval/return_mean"] for line in lines if "eval/return_mean" in line}
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half the width of its 95 % interval."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    half = T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):+.1f} +- {half:.1f}"
+
+
+def first_at(curve: dict[int, float], threshold: float) -> str:
+    return next((f"{steps // 1000}k" for steps, value in curve.items() if value >= threshold), "-")
+
+
+def main(folder: Path, threshold: float | None) -> None:
+    agents = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    agents.sort(key=lambda name: name != "sac")
+    curves = {a: {r.name: evaluations(r) for r in sorted((folder / a).iterdir())} for a in agents}
+    steps = sorted({s for runs in curves.values() for curve in runs.values() for s in curve})
+    print(f"| agent | seed | {' | '.join(f'{s / 1000:g}k' for s in steps)} | {'reached at' if threshold else ''} |")
+    print("|---" * (len(steps) + 3) + "|")
+    for agent, runs in curves.items():
+        for seed, curve in runs.items():
+            cells = " | ".join(f"{curve[s]:.1f}" if s in curve else "" for s in steps)
+            print(f"| `{agent}` | {seed[4:]} | {cells} | {first_at(curve, threshold) if threshold else ''} |")
+    print("\n| agent | last | curve | last, minus `sac` | curve, minus `sac` |\n|---|---|---|---|---|")
+    for agent, runs in curves.items():
+        last = {seed: curve[max(curve)] for seed, curve in runs.items()}
+        whole = {seed: statistics.mean(curve.values()) for seed, curve in runs.items()}
+        cells = [f"{statistics.mean(x.values()):.1f}" for x in (last, whole)]
+        for number, own in ((lambda c: c[max(c)], last), (lambda c: statistics.mean(c.values()), whole)):
+            shared = [own[s] - number(curves["sac"][s]) for s in own if s in curves.get("sac", {})]
+            cells.append(interval(shared) if agent != "sac" and shared else "")
+        print(f"| `{agent}` | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else None)
