@@ -1,7 +1,8 @@
 """Dreams: what a policy would live through in a world model, and what given actions would earn there."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from torch import Generator, Tensor
 
 from agents.gradients import Watch
 from worldmodels.base import Latent, Rewarded, Sequence, WorldModel, cut, map_latent
-from worldmodels.layers import step_precision
+from worldmodels.layers import multiplies_bf16, step_precision
 
 
 class Dream(NamedTuple):
@@ -74,6 +75,7 @@ def imagined_returns(
     horizon: int,
     discount: float,
     stop_at_end: bool,
+    bf16_rows: int,
     value: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "B N"]:
     """What N futures of each of B latents would earn: the mean over particles of the discounted rewards.
@@ -82,6 +84,7 @@ def imagined_returns(
     sequences. The sum is ``sum_t discount^t alive_t r(z_{t+1})`` over the rewards that arrive after the ``horizon``
     actions, then ``discount^H alive_H value(features(z_H))`` where a ``value`` is given. ``alive_t`` is the product of
     the continue probabilities of z_1..z_t (the reward that comes with an end counts), or 1 unless ``stop_at_end``.
+    ``bf16_rows`` is how many latents have to move at once for products to be made in bfloat16; 0: they never are.
     """
     assert isinstance(model, Rewarded)  # ``needs``
 
@@ -91,13 +94,21 @@ def imagined_returns(
     latent = map_latent(spread, start)
     total: Tensor | float = 0.0
     weight: Tensor | float = 1.0
-    for t in range(horizon):
-        latent = move(latent, act(latent, t))
-        total = total + weight * model.reward(latent)
-        weight = discount * weight * (model.continues(latent) if stop_at_end else 1.0)
-    if value is not None:
-        total = total + weight * value(model.features(latent))
+    with products(latent[0], bf16_rows):
+        for t in range(horizon):
+            latent = move(latent, act(latent, t))
+            total = total + weight * model.reward(latent)
+            weight = discount * weight * (model.continues(latent) if stop_at_end else 1.0)
+        if value is not None:
+            total = total + weight * value(model.features(latent))
     return torch.as_tensor(total).mean(0).unflatten(0, (-1, futures))
+
+
+def products(latent: Float[Tensor, "P M *S"], bf16_rows: int) -> AbstractContextManager[Any]:
+    """Around imagination without a gradient; with one, casting pays later (``layers.step_precision``)."""
+    if 0 < bf16_rows <= latent.shape[0] * latent.shape[1] and multiplies_bf16(latent.device):
+        return torch.autocast(latent.device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def follow(actions: Float[Tensor, "B N H A"], particles: int) -> Callable[[Latent, int], Tensor]:

@@ -38,10 +38,13 @@ class SearchConfig(ABC):
     stop_at_end: bool  # rewards count as far as the episode is predicted to go on; the papers count all
     exploration_noise: float  # std of normal noise on the action taken when exploring; discrete: chance of a random one
     rows: int  # latents imagined at once, at most; bounds the memory, changes nothing else
+    bf16_rows: int = 0  # so many at once are imagined in bf16 where hardware has it; 0: none, as in runs saved before
 
     def __post_init__(self) -> None:
         if self.particles < 1 or self.rows < 1:
             raise ValueError(f"particles and rows must be 1 or more, not {self.particles} and {self.rows}")
+        if self.bf16_rows < 0:
+            raise ValueError(f"bf16_rows must be 0 or more, not {self.bf16_rows}")
 
     @abstractmethod
     def build(self, model: WorldModel) -> "Searching": ...
@@ -88,6 +91,7 @@ class Searching(Agent, Planning, ABC):
                 horizon=self.horizon,
                 discount=config.discount,
                 stop_at_end=config.stop_at_end,
+                bf16_rows=config.bf16_rows,
             )
 
         return self.planner(chunked(score, self.futures_at_once), carry, self.space, generator)

@@ -67,6 +67,7 @@ class Config:
     discount: float
     stop_at_end: bool  # rewards count as far as the episode is predicted to go on; the paper counts all
     rows: int  # latents imagined at once, at most; bounds the memory, changes nothing else
+    bf16_rows: int = 0  # so many at once are imagined in bf16 where hardware has it; 0: none, as in runs saved before
     hidden: tuple[int, ...]  # sizes of the policy's hidden layers; []: linear
     noise_on: Literal["all", "last"]  # layers whose weights p-sep and p-uni search
     control: Literal["plan", "policy"]  # how to act when not exploring
@@ -86,6 +87,8 @@ class Config:
             raise ValueError("hidden and discriminator are sizes of layers, 1 or more each")
         if self.distill != "bc" and self.variant.startswith("a-"):
             raise ValueError(f"distill must be bc with variant {self.variant}: {self.distill} needs searched weights")
+        if self.bf16_rows < 0:
+            raise ValueError(f"bf16_rows must be 0 or more, not {self.bf16_rows}")
         if self.imaginary < 0 or (self.imaginary and self.distill == "avg"):
             raise ValueError(f"imaginary must be 0 or more, 0 with distill avg, not {self.imaginary}")
 
@@ -230,7 +233,7 @@ class POPLIN(Agent, Planning):
             check_particles(config.particles, config.propagation, model)
         features, actions = model.feature_dim, self.spaces.action_dim
         self.config, self.planner, self.horizon = config, config.planner, config.planner.horizon
-        self.scoring = {name: getattr(config, name) for name in ("particles", "discount", "stop_at_end")}
+        self.scoring = {name: getattr(config, name) for name in ("particles", "discount", "stop_at_end", "bf16_rows")}
         self.scoring["horizon"] = self.horizon
         self.residual, self.futures_at_once = config.variant.startswith("a-"), max(1, config.rows // config.particles)
         self.policy, self.acting = (PolicyNet(features, actions, config.hidden, config.noise_on) for _ in range(2))

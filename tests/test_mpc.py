@@ -97,7 +97,7 @@ def config(kind: Any = mpc.Config, **changes: Any) -> Any:
 
 
 def returns(model: Drift, start: Tensor, actions: Tensor, **changes: Any) -> Tensor:
-    values: dict[str, Any] = dict(particles=1, discount=1.0, stop_at_end=False) | changes
+    values: dict[str, Any] = dict(particles=1, discount=1.0, stop_at_end=False, bf16_rows=0) | changes
     shape: dict[str, Any] = dict(futures=actions.shape[1], horizon=actions.shape[2])
     act = follow(actions, values["particles"])
     return imagined_returns(model, model.at(start), act, move_particles(model, generator()), **shape, **values)
@@ -168,6 +168,43 @@ def test_what_fits_in_memory_at_once_changes_nothing() -> None:
         agent = mpc.MPC(config(rows=rows), model)
         found.append(agent.search(model, latent, agent.initial(2, torch.device("cpu")), generator()))
     assert torch.equal(found[0].actions, found[1].actions)
+
+
+@pytest.mark.parametrize(("least", "fast"), [(0, False), (12, True), (13, False)])
+def test_enough_latents_at_once_are_imagined_in_bf16(least: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Drift):
+        def imagine(self, latent: Particle, action: Tensor, generator: Generator | None = None) -> Particle:
+            assert len(latent.x) == 12 and torch.is_autocast_enabled("cpu") == fast
+            return super().imagine(latent, action, generator)
+
+    monkeypatch.setattr("agents.imagination.multiplies_bf16", lambda device: True)
+    assert returns(Asked(), torch.zeros(2, 1), torch.zeros(2, 3, 1, 1), particles=2, bf16_rows=least).shape == (2, 3)
+    assert not torch.is_autocast_enabled("cpu")
+    monkeypatch.setattr("agents.imagination.multiplies_bf16", lambda device: False)
+    if not fast:
+        returns(Asked(), torch.zeros(2, 1), torch.zeros(2, 3, 1, 1), particles=2, bf16_rows=1)
+
+
+@pytest.mark.parametrize("name", ["rssm-planet", "rssm-v3", "ensemble-v1", "vae-rnn"])
+def test_imagining_in_bf16_changes_returns_by_its_rounding(
+    name: str, debug_run: Any, make_spaces: Any, constant_noise: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 8 bits of precision candidates are worth nearly the same, and in nearly the same order."""
+    monkeypatch.setattr("agents.imagination.multiplies_bf16", lambda device: True)
+    model = debug_run("none", name).world_model.build(make_spaces())
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    latent, actions = model.initial(2), torch.rand(2, 50, 5, 3) * 2 - 1
+    shape: dict[str, Any] = dict(futures=50, particles=1, horizon=5, discount=1.0, stop_at_end=True)
+    with torch.no_grad():
+        slow, fast = (
+            imagined_returns(model, latent, follow(actions, 1), move_particles(model), bf16_rows=rows, **shape)
+            for rows in (0, 1)
+        )
+    assert fast.dtype == torch.float32 and not torch.equal(slow, fast)
+    assert (slow - fast).abs().mean() < 0.1 * slow.std()
+    for one, other in zip(slow, fast, strict=True):
+        assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.95
 
 
 def test_exploring_adds_noise_and_stays_in_bounds() -> None:

@@ -173,7 +173,7 @@ def test_weights_of_a_policy_that_is_its_bias_are_residuals():
     best = constant.search(model, latent, constant.initial(5, CPU), generator())[0]
     open_loop = imagined_returns(
         model, latent, follow(best.best.expand(-1, 3, -1)[:, None], 1), move_particles(model),
-        futures=1, particles=1, horizon=3, discount=1.0, stop_at_end=False,
+        futures=1, particles=1, horizon=3, discount=1.0, stop_at_end=False, bf16_rows=0,
     )  # fmt: skip
     torch.testing.assert_close(open_loop[:, 0], best.score)
 
@@ -256,7 +256,7 @@ def gains(variant: str, initial_std: float, latent: Point, best: Tensor) -> Tens
 def returns(model: Integrator, latent: Point, plan: Tensor) -> Tensor:
     return imagined_returns(
         model, latent, follow(plan[:, None], 1), move_particles(model),
-        futures=1, particles=1, horizon=plan.shape[1], discount=1.0, stop_at_end=False,
+        futures=1, particles=1, horizon=plan.shape[1], discount=1.0, stop_at_end=False, bf16_rows=0,
     )[:, 0].detach()  # fmt: skip
 
 

@@ -36,6 +36,13 @@ def step_precision(rows: int, like: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware does: every GPU that PyTorch says so of, CPUs with AVX512 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation of the last axis with eps 1e-4, in the dtype of the input (DreamerV3)."""
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from worldmodels.layers import multiplies_bf16
+
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is the GPU where there is one."""
@@ -11,9 +13,5 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the hardware multiplies it: every GPU that PyTorch says so of, CPUs with AVX512 or AMX."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    """``auto`` is bf16 where the hardware multiplies it (``layers.multiplies_bf16``)."""
+    return name if name != "auto" else "bf16" if multiplies_bf16(device) else "fp32"
