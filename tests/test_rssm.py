@@ -10,7 +10,7 @@ from worldmodels import encoders
 from worldmodels.cells import BlockGRU, BlockGRUConfig, DenseGRUConfig, gru_update
 from worldmodels.decoders import image_loss
 from worldmodels.encoders import dequantise
-from worldmodels.layers import BlockLinear
+from worldmodels.layers import BlockLinear, RMSNorm, RMSNormalise
 
 DETER, BLOCKS, HIDDEN = 32, 8, 6
 
@@ -28,6 +28,30 @@ def test_block_linear_is_a_block_diagonal_matrix():
     nn.init.normal_(layer.bias)
     x = torch.randn(2, 5, 12)
     torch.testing.assert_close(layer(x), x @ torch.block_diag(*layer.weight) + layer.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_and_its_gradient_are_those_of_torch(dtype: torch.dtype):
+    """In bfloat16 up to one more rounding."""
+    norm = RMSNorm(12)
+    nn.init.normal_(norm.weight)
+    x = (3 * torch.randn(2, 5, 12)).to(dtype).requires_grad_()
+    expected = nn.functional.rms_norm(x.float(), (12,), norm.weight, 1e-4).to(dtype)
+    gradient = torch.randn(2, 5, 12).to(dtype)
+    got = norm(x)
+    a, b = (torch.autograd.grad(y, (x, norm.weight), gradient) for y in (got, expected))
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-6}
+    assert got.dtype == dtype and a[0].dtype == dtype
+    torch.testing.assert_close((got, *a), (expected, *b), **tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), expected, rtol=0, atol=0)
+
+
+def test_rms_norm_by_finite_differences(double):
+    norm = RMSNorm(6)
+    nn.init.normal_(norm.weight)
+    inputs = (torch.randn(4, 6, requires_grad=True), norm.weight, 1e-4)
+    assert torch.autograd.gradcheck(RMSNormalise.apply, inputs)
 
 
 def test_block_linear_refuses_what_its_blocks_do_not_divide():
@@ -67,7 +91,14 @@ def test_a_block_of_memory_drives_only_its_own_gates(block: int):
     mine = torch.zeros(DETER, dtype=torch.bool)
     mine[block * DETER // BLOCKS : (block + 1) * DETER // BLOCKS] = True
     gates = {}
-    cell.gates.register_forward_hook(lambda _, __, out: gates.update(x=out.unflatten(-1, (BLOCKS, -1))))
+    by_block = cell.gates.by_block
+
+    def watched(x: Tensor, added: Tensor) -> Tensor:
+        out = by_block(x, added)
+        gates["x"] = out.transpose(0, 1)
+        return out
+
+    cell.gates.by_block = watched
     before = cell(deter, stoch, action), gates["x"]
     after = cell(deter + mine * 0.5, stoch, action), gates["x"]
     assert torch.equal(before[0][:, ~mine], after[0][:, ~mine])

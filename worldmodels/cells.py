@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -57,11 +58,13 @@ class BlockGRU(nn.Module):
     ) -> Float[Tensor, "N D"]:
         x_deter = self.act(self.deter_norm(self.embed_deter(deter)))
         x_stoch = self.act(self.stoch_norm(self.embed_stoch(stoch)))
-        shared = self.from_shared(torch.cat([x_deter, x_stoch, embedded], -1))
-        x = self.act(self.norm(self.from_deter(deter) + shared))
-        gates = self.gates(x).float().unflatten(-1, (self.blocks, 3, -1))
-        reset, candidate, update = (gate.flatten(-2) for gate in gates.unbind(-2))
-        return gru_update(deter, reset, candidate, update)
+        shared = F.linear(torch.cat([x_deter, x_stoch, embedded], -1), self.from_shared.weight, self.from_deter.bias)
+        x = self.from_deter.by_block(deter, shared.unflatten(-1, (self.blocks, -1)).transpose(0, 1))
+        x = self.act(self.norm(x.transpose(0, 1).flatten(-2)))
+        gates = self.gates.by_block(x, self.gates.bias.view(self.blocks, 1, -1))
+        # one copy brings the blocks of each gate together: [blocks, N, 3 * size] to 3 times [N, blocks * size]
+        gates = gates.float().unflatten(-1, (3, -1)).permute(2, 1, 0, 3).flatten(-2)
+        return gru_update(deter, *gates.unbind())
 
 
 def gru_update(deter: Tensor, reset: Tensor, candidate: Tensor, update: Tensor) -> Tensor:
