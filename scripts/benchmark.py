@@ -2,6 +2,7 @@
 
 act     the time to decide on actions, for batches of environments, with the settings of training:
         python scripts/benchmark.py act --agent planet,icem --preset cpu --task toy:reach
+        python scripts/benchmark.py act --agent planet --preset cpu --task toy:reach --against "--agent.bf16-rows 0"
 uses    returns of several planners on the world model of one run, beside the agent that trained it and random play:
         python scripts/benchmark.py uses RUN --agent planet,icem --preset cpu --episodes 20
 update  one update of a learner: time, arithmetic, memory, and where the time goes; one configuration, two, or many:
@@ -24,7 +25,13 @@ TURNS = {"type": int, "default": 10, "help": "calls of each, after one to warm u
 EPISODES = {"type": int, "default": 20, "help": "one for each seed, the same ones for all"}
 CLOCK = {"choices": ["wall", "cpu"], "default": "wall", "help": "cpu: CPU seconds, for one thread on a busy machine"}
 ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
-    "act": {"--agent": AGENTS, "--envs": {"default": "1,8", "help": "numbers of environments"}, "--turns": TURNS},
+    "act": {
+        "--agent": AGENTS,
+        "--envs": {"default": "1,8", "help": "numbers of environments"},
+        "--against": {"metavar": "WORDS", "help": "settings to add for a second row of each, in quotes"},
+        "--turns": TURNS,
+        "--clock": CLOCK,
+    },
     "uses": {
         "run": {"type": Path, "help": "folder that training wrote, or an exported one"},
         "--agent": AGENTS,
@@ -44,7 +51,12 @@ def measure(verb: str, asked: argparse.Namespace, settings: list[str]) -> Any:
 
     calls: dict[str, Callable[[], Any]] = {
         "act": lambda: acting.act(
-            asked.agent.split(","), settings, [int(count) for count in asked.envs.split(",")], asked.turns
+            asked.agent.split(","),
+            settings,
+            [int(count) for count in asked.envs.split(",")],
+            asked.turns,
+            asked.against,
+            asked.clock,
         ),
         "uses": lambda: acting.uses(asked.run, asked.agent.split(","), settings, asked.episodes),
         "update": lambda: update.update(settings, asked.against, asked.vary, asked.turns, asked.clock),

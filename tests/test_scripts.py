@@ -125,6 +125,12 @@ def test_benchmarks_of_acting(run_dir: Path, script: Callable[..., Result]) -> N
     assert [(row["agent"], row["envs"]) for row in rows] == [("planet", 1), ("planet", 2), ("sac", 1), ("sac", 2)]
     for row in rows:
         assert row["actions_per_s"] == pytest.approx(1e3 * row["envs"] / row["ms"]) and row["ms"] > 0
+        assert row["gflop_per_s"] == pytest.approx(1e3 * row["gflop"] / row["ms"])
+    compared = ("--against", "--agent.planner.candidates 12", "--clock", "cpu")
+    rows = json.loads(script("benchmark.py", *line[:2], "planet", *line[3:], *compared, "--json").out)["act"]
+    assert [(row["case"][-2:], row["envs"]) for row in rows] == [("-", 1), ("-", 2), ("12", 1), ("12", 2)]
+    assert 1.5 < rows[2]["gflop"] / rows[0]["gflop"] < 2, "twice the candidates, and one image"
+    assert rows[3]["times_without"] == pytest.approx(rows[3]["ms"] / rows[1]["ms"])
     line = ("uses", run_dir, "--agent", "icem,rs", "--preset", "debug", "--episodes", "3")
     rows = json.loads(script("benchmark.py", *line, "--json").out)["uses"]
     assert [row["agent"] for row in rows] == ["own (dreamer)", "icem", "rs", "random"]

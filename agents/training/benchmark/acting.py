@@ -1,5 +1,6 @@
 """What deciding on an action costs, and what several agents make of one run's world model."""
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 
 from agents.pretrained import load_trained, load_with_agent
 from agents.training import cli
-from agents.training.benchmark.timing import Report, take_turns
+from agents.training.benchmark.timing import Report, machine, take_turns
+from agents.training.benchmark.update import Counter, matmul_peak
 from agents.training.devices import choose_device
 from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
 from agents.training.policies import AgentPolicy
@@ -18,35 +20,48 @@ from agents.training.run import build_networks
 from worldmodels.envs import EnvPool
 
 
-def act(names: list[str], settings: list[str], envs: list[int], turns: int) -> Report:
+def act(
+    names: list[str],
+    settings: list[str],
+    envs: list[int],
+    turns: int = 10,
+    against: str | None = None,
+    clock: str = "wall",
+) -> Report:
     """Deciding on actions, images to actions and nothing else: one row for each agent and number of environments.
 
-    ``settings`` are words of the command line of training. Raises ``ValueError``.
+    ``settings`` are words of the command line of training, ``against`` those to add for a second row of each.
+    ``matmul_share`` is the arithmetic of a decision over that of float32 products in the same time. Raises
+    ``ValueError``.
     """
-    configs = {name: cli.parse(["--agent", name, *settings]).config for name in names}
+    cases = {"": settings} if against is None else {"": settings, against: [*settings, *shlex.split(against)]}
+    configs = {(name, case): cli.parse(["--agent", name, *cases[case]]).config for name in names for case in cases}
     first = next(iter(configs.values()))
     device = choose_device(first.training.device)
     with EnvPool(first.task, first.env, [0], "serial", first.collect.worker_timeout_s) as pool:
         spaces = pool.spaces
-    work: dict[str, Callable[[], Any]] = {}
-    for name, config in configs.items():
+    work: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    for (name, case), config in configs.items():
         model, agent = build_networks(config, spaces)
         for count in envs:
             policy = AgentPolicy(model.to(device).eval(), agent.to(device).eval(), count, explore=False, seed=0)
             obs = torch.randint(256, (count, *spaces.image), dtype=torch.uint8).numpy()
             begins = torch.zeros(count, dtype=torch.bool).numpy()
-            work[f"{name} {count}"] = lambda policy=policy, obs=obs, begins=begins: policy(obs, begins)
-    timings = take_turns(work, turns, device)
-    rows = []
-    for name in names:
-        alone = timings[f"{name} {envs[0]}"].median
-        for count in envs:
-            timing = timings[f"{name} {count}"]
-            rows.append({
-                "agent": name, "envs": count, "ms": 1e3 * timing.median, "spread": timing.spread,
-                "actions_per_s": count / timing.median, "times_the_first": timing.median / alone,
-            })  # fmt: skip
-    return Report({"device": str(device), "task": first.task, "preset": list(first.preset)}, rows)
+            work[name, case, count] = lambda policy=policy, obs=obs, begins=begins: policy(obs, begins)
+    timings, peak, rows = take_turns(work, turns, device, clock), matmul_peak(device, "fp32", clock), []
+    for (name, case, count), timing in timings.items():
+        with Counter() as counter:
+            work[name, case, count]()
+        speed = counter.flops / timing.median
+        rows.append({
+            "agent": name, "case": case or "-", "envs": count, "ms": 1e3 * timing.median, "spread": timing.spread,
+            "actions_per_s": count / timing.median,
+            "times_the_first": timing.median / timings[name, case, envs[0]].median,
+            "times_without": timing.median / timings[name, "", count].median,
+            "gflop": counter.flops / 1e9, "gflop_per_s": speed / 1e9, "matmul_share": speed / peak,
+        })  # fmt: skip
+    about = {"task": first.task, "preset": list(first.preset), "device": machine(device), "turns": turns}
+    return Report(about | {"clock": clock, "matmul_gflop_per_s": round(peak / 1e9, 1)}, rows)
 
 
 def uses(run: str | Path, names: list[str], settings: list[str], episodes: int, resamples: int = 10_000) -> Report:

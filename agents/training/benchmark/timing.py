@@ -8,11 +8,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+Key = TypeVar("Key")
 
 
 class Timing(NamedTuple):
@@ -46,15 +49,15 @@ def half_quartiles(values: list[float]) -> float:
 
 
 def take_turns(
-    work: dict[str, Callable[[], Any]], turns: int, device: torch.device, clock: str = "wall"
-) -> dict[str, Timing]:
+    work: dict[Key, Callable[[], Any]], turns: int, device: torch.device, clock: str = "wall"
+) -> dict[Key, Timing]:
     """Call each once to warm up, then all of them in turn, ``turns`` times; whole calls, the device waited for.
 
     ``clock`` is ``wall``, or ``cpu`` for the CPU seconds of all threads of this process, which a busy machine changes
     less; threads that wait for each other count, so it is for one thread.
     """
     now = CLOCKS[clock]
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    seconds: dict[Key, list[float]] = {name: [] for name in work}
     for turn in range(turns + 1):
         for name, call in work.items():
             begin = now()
