@@ -25,6 +25,7 @@ import torch
 from agents.base import Agent
 from agents.pretrained import plan_transfer
 from agents.training import checkpoint
+from agents.training.allocator import keep_freed_memory
 from agents.training.cli import Command
 from agents.training.collect import Collector
 from agents.training.config import RunConfig, save_config
@@ -69,6 +70,8 @@ class Run:
         np.random.seed(config.seed % 2**32)
         transfer = plan_transfer(command.world_model, command.transfer, config)  # a mistake shows before simulators run
         self.device = choose_device(config.training.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
         self.pool: EnvPool | None = None

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from agents.training import cli
+from agents.training.allocator import keep_freed_memory
 from agents.training.benchmark.timing import CLOCKS, Report, Timing, half_quartiles, machine, take_turns, wait_for
 from agents.training.config import RunConfig
 from agents.training.devices import choose_device, choose_precision
@@ -43,6 +44,8 @@ class Case:
     def __init__(self, config: RunConfig, threads: int):
         self.config, self.threads = config, config.training.threads or threads
         self.device = choose_device(config.training.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.precision = choose_precision(config.training.precision, self.device)
         with EnvPool(config.task, config.env, [0], "serial", config.collect.worker_timeout_s) as pool:
             spaces = pool.spaces
