@@ -9,10 +9,13 @@ from worldmodels.decoders import (
     PatchDecoder,
     TransposedDecoder,
     UpsampleDecoder,
+    conv_upsampled,
     image_loss,
     sigmoid_image_loss,
     to_image,
+    to_pixels,
 )
+from worldmodels.encoders import conv
 from worldmodels.objectives import barlow_loss
 
 
@@ -129,3 +132,17 @@ def test_the_loss_of_a_decoder_is_that_of_the_image_it_draws(config: Decoder):
     ]
     for fused, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_convolving_an_enlarged_image_without_enlarging_it(double):
+    """Values and gradients of nearest x2 and a convolution 5x5, edges included; odd sizes too."""
+    layer = conv(3, 4, 5)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, 3, 4, 7, requires_grad=True)
+    direct = layer(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+    got = to_pixels(conv_upsampled(layer, x), 2).permute(0, 3, 1, 2)
+    torch.testing.assert_close(got, direct)
+    gradient, of = torch.randn_like(direct), (x, layer.weight, layer.bias)
+    pairs = zip(torch.autograd.grad(got, of, gradient), torch.autograd.grad(direct, of, gradient), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b)

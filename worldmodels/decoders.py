@@ -5,7 +5,8 @@ computed in its own layout.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from itertools import pairwise, product
 from typing import Any, Literal
 
 import torch
@@ -50,6 +51,11 @@ def sigmoid_image_loss(logits: Float[Tensor, "N ..."], image: Real[Tensor, "N ..
     return SigmoidImageLoss.apply(logits, image)  # pyright: ignore[reportReturnType]
 
 
+def to_pixels(patches: Float[Tensor, "N p h w"], patch: int) -> Float[Tensor, "N y x c"]:
+    """Undo ``to_patches``: channels become the pixels of square patches."""
+    return rearrange(patches, "n (p q c) h w -> n (h p) (w q) c", p=patch, q=patch)
+
+
 def image_loss(prediction: Float[Tensor, "N h w c"], image: Real[Tensor, "N h w c"]) -> Float[Tensor, " N"]:
     """Squared error summed over the pixels of an image scaled to [0, 1]."""
     return ((prediction.float() - to_float(image)) ** 2).sum((-3, -2, -1))
@@ -88,8 +94,8 @@ class UpsampleConv(nn.Module):
         self.convs = nn.ModuleList(conv(a, b, 5) for a, b in zip(sizes, [*sizes[1:], channels], strict=True))
         self.norms = nn.ModuleList(ChannelNorm(b) for b in sizes[1:])
 
-    def logits(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
-        """What the sigmoid makes an image of."""
+    def logits(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w p"]:
+        """What the sigmoid makes an image of, its pixels as channels of patches of 2."""
         blocks = self.from_deter.weight.shape[0]
         # each block of deter fills its own channels, at every pixel of the seed
         x = rearrange(
@@ -97,16 +103,38 @@ class UpsampleConv(nn.Module):
         ) + self.from_stoch(stoch).unflatten(-1, (*self.seed, -1))
         x = F.silu(self.seed_norm(x)).permute(0, 3, 1, 2)
         for layer, norm in zip(self.convs[:-1], self.norms, strict=True):  # pyright: ignore[reportArgumentType]
-            x = F.silu(norm(layer(F.interpolate(x, scale_factor=2, mode="nearest"))))
-        return self.convs[-1](F.interpolate(x, scale_factor=2, mode="nearest")).permute(0, 2, 3, 1)
+            x = F.silu(norm(to_pixels(conv_upsampled(layer, x), 2).permute(0, 3, 1, 2)))
+        return conv_upsampled(self.convs[-1], x).permute(0, 2, 3, 1)  # pyright: ignore[reportArgumentType]
 
     def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
-        return torch.sigmoid(self.logits(deter, stoch).float())
+        return to_pixels(torch.sigmoid(self.logits(deter, stoch).float()).permute(0, 3, 1, 2), 2)
 
     def loss(
         self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: Real[Tensor, "N h w c"]
     ) -> Float[Tensor, " N"]:
-        return sigmoid_image_loss(self.logits(deter, stoch), image)
+        return sigmoid_image_loss(self.logits(deter, stoch), to_patches(image, 2))
+
+
+@cache
+def _taps(device: torch.device) -> Float[Tensor, "2 3 5"]:
+    """Which of three pixels the five taps of a kernel fall on, for the even and the odd pixels of a row doubled."""
+    taps = torch.zeros(2, 3, 5)
+    for odd, tap in product(range(2), range(5)):
+        taps[odd, (odd + tap - 2) // 2 + 1, tap] = 1.0
+    return taps.to(device)
+
+
+def conv_upsampled(layer: nn.Conv2d, x: Float[Tensor, "N i h w"]) -> Float[Tensor, "N _ h w"]:
+    """A convolution 5x5 of ``x`` enlarged twice (nearest), without enlarging it: its pixels as channels of patches.
+
+    Each of the four pixels that one becomes sees 3x3 different ones. Taps that fall on the same pixel add up, so this
+    is 9 products where there were 25, and the same sum but for its order.
+    """
+    taps = _taps(x.device).to(layer.weight.dtype)
+    with torch.autocast(x.device.type, enabled=False):  # sums of weights are as exact as weights
+        weight = torch.einsum("pau,qbv,oiuv->pqoiab", taps, taps, layer.weight).flatten(0, 2)
+    assert layer.bias is not None
+    return F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), layer.bias.repeat(4), padding=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,13 +216,11 @@ class PatchDeconv(nn.Module):
         x = self.seed(torch.cat([deter, stoch], -1)).unflatten(-1, (*self.seed_size, -1))
         x = F.silu(self.seed_norm(x)).permute(0, 3, 1, 2)
         for layer, norm in zip(self.convs, self.norms, strict=True):
-            shuffled = rearrange(layer(x), "n (p q c) h w -> n (h p) (w q) c", p=2, q=2).permute(0, 3, 1, 2)
-            x = F.silu(norm(shuffled))
+            x = F.silu(norm(to_pixels(layer(x), 2).permute(0, 3, 1, 2)))
         return self.output(x).permute(0, 2, 3, 1)
 
     def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
-        drawn = torch.sigmoid(self.logits(deter, stoch).float())
-        return rearrange(drawn, "n h w (p q c) -> n (h p) (w q) c", p=self.patch, q=self.patch)
+        return to_pixels(torch.sigmoid(self.logits(deter, stoch).float()).permute(0, 3, 1, 2), self.patch)
 
     def loss(
         self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"], image: Real[Tensor, "N h w c"]
