@@ -103,7 +103,8 @@ class UpsampleConv(nn.Module):
         ) + self.from_stoch(stoch).unflatten(-1, (*self.seed, -1))
         x = F.silu(self.seed_norm(x)).permute(0, 3, 1, 2)
         for layer, norm in zip(self.convs[:-1], self.norms, strict=True):  # pyright: ignore[reportArgumentType]
-            x = F.silu(norm(to_pixels(conv_upsampled(layer, x), 2).permute(0, 3, 1, 2)))
+            larger = conv_upsampled(layer, x)  # pyright: ignore[reportArgumentType]
+            x = F.silu(norm(to_pixels(larger, 2).permute(0, 3, 1, 2)))
         return conv_upsampled(self.convs[-1], x).permute(0, 2, 3, 1)  # pyright: ignore[reportArgumentType]
 
     def forward(self, deter: Float[Tensor, "N D"], stoch: Float[Tensor, "N Z"]) -> Float[Tensor, "N h w c"]:
