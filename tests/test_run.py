@@ -145,7 +145,8 @@ def test_learning_that_fails_is_one_line_and_no_checkpoint(
     found = {
         "loss": r"the loss is not a number at update \d: total, .*model/reward",
         "gradient": r"the loss is not a number at update \d: .*gradient_norm/all",
-        "weights": r"(the action|(model|agent)\.\S+) is not a number after update \d",
+        # weights of 1e30: where that overflows first, in a loss, an action or a weight, is a matter of kernels
+        "weights": r"(the loss is not a number at|(the action|(model|agent)\.\S+) is not a number after) update \d",
     }[cause]
     advice = rf"; the last good checkpoint is in {folder}/checkpoints: resume with a lower learning rate"
     assert re.fullmatch(f"{found}.*{advice}", str(caught.value))
