@@ -210,20 +210,20 @@ class SoftActorCritic(Agent, ABC):
         """How much the actor's objective counts at each transition, without a graph, and metrics of that."""
         return torch.ones_like(real.weight), {}
 
+    def policy(self, features: Float[Tensor, "*B F"]) -> OneHot | SquashedNormal:
+        policy = self.actor(features)
+        assert isinstance(policy, OneHot | SquashedNormal)  # ``SoftConfig``
+        return policy
+
     def decide(self, features: Float[Tensor, "*B F"]) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B"]]:
         """An action of the policy and the policy's entropy (an estimate of it, or exact where actions are discrete)."""
-        policy = self.actor(features)
-        if isinstance(policy, OneHot):
-            return policy.sample(), policy.entropy()
-        assert isinstance(policy, SquashedNormal)  # ``SoftConfig``
-        action, log_prob = policy.sample_with_log_prob()
-        return action, -log_prob
+        return drawn(self.policy(features))
 
     def value(
         self, critics: nn.Module, features: Float[Tensor, "*B F"], reduce: Reduce
     ) -> tuple[Float[Tensor, "*L"], Float[Tensor, "*B"]]:
         """V of states under the policy, of members or of what ``reduce`` makes of them, and the policy's entropy."""
-        policy = self.actor(features)
+        policy = self.policy(features)
         if isinstance(policy, OneHot):
             each = torch.eye(self.spaces.action_dim, device=features.device)
             shape = (*features.shape[:-1], *each.shape)
@@ -231,12 +231,20 @@ class SoftActorCritic(Agent, ABC):
             value = (policy.log_probs.exp() * reduce(critics(spread, each.expand(shape)))).sum(-1)
             entropy = policy.entropy()
         else:
-            action, entropy = self.decide(features)
+            action, entropy = drawn(policy)
             value = reduce(critics(features, action))
         return value + self.temperature.value * entropy, entropy
 
     def after_update(self, updates: int) -> None:
         move_target(self.target_critics, self.critics, self.soft.target_rate)
+
+
+def drawn(policy: OneHot | SquashedNormal) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B"]]:
+    """A sample of a policy and its entropy, as ``SoftActorCritic.decide`` says."""
+    if isinstance(policy, OneHot):
+        return policy.sample(), policy.entropy()
+    action, log_prob = policy.sample_with_log_prob()
+    return action, -log_prob
 
 
 def td_lessons(agent: SoftActorCritic, real: Transitions) -> Lessons:

@@ -35,14 +35,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from agents.base import frozen
 from agents.gradients import Watch, watch_steps
-from agents.soft import Lessons, SoftActorCritic, SoftConfig, Transitions, td_lessons
-from worldmodels.base import Latent, Reparameterised, Rewarded, Sequence, WorldModel, map_latent
-from worldmodels.distributions import OneHot, SquashedNormal
+from agents.soft import Lessons, SoftActorCritic, SoftConfig, Transitions, drawn, td_lessons
+from worldmodels.base import Latent, Reparameterised, Rewarded, Sequence, WorldModel, choose, map_latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +72,6 @@ class SVG(SoftActorCritic):
     def lessons(self, model: WorldModel, latent: Latent, real: Transitions) -> Lessons:
         return td_lessons(self, real)
 
-    def policy(self, features: Float[Tensor, "*B F"]) -> OneHot | SquashedNormal:
-        policy = self.actor(features)
-        assert isinstance(policy, OneHot | SquashedNormal)  # ``SoftConfig``
-        return policy
-
     def log_prob(self, features: Float[Tensor, "B F"], action: Float[Tensor, "B A"]) -> Float[Tensor, " B"] | None:
         return None if self.config.variant == "svg-inf" else self.policy(features).log_prob(action)
 
@@ -92,23 +86,24 @@ class SVG(SoftActorCritic):
     def objective(
         self, model: WorldModel, latent: Latent, real: Transitions
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], dict[str, Float[Tensor, ""]]]:
-        _, entropy = self.decide(real.features)
+        policy = self.policy(real.features)
+        _, entropy = drawn(policy)
         bonus = self.temperature.value * entropy
         if self.config.variant == "svg-inf":
-            watch = watch_steps(model.features(latent).shape[1] - 1, 0.0, real.reward.device)
+            watch = watch_steps(latent[0].shape[1] - 1, 0.0, real.reward.device)
             return self.whole_path(model, latent, real, watch) + bonus, entropy, watch.metrics()
-        climb = self.value_there if self.config.variant == "svg0" else self.one_step
-        return climb(model, latent, real) + bonus, entropy, {}
+        action = policy.reenact(real.action)
+        if self.config.variant == "svg0":
+            return self.opinion(self.critics(real.features, action)) + bonus, entropy, {}
+        return self.one_step(model, latent, real, action) + bonus, entropy, {}
 
-    def value_there(self, model: WorldModel, latent: Latent, real: Transitions) -> Float[Tensor, " N"]:
-        """Q of the action that was taken."""
-        return self.opinion(self.critics(real.features, self.policy(real.features).reenact(real.action)))
-
-    def one_step(self, model: WorldModel, latent: Latent, real: Transitions) -> Float[Tensor, " N"]:
+    def one_step(
+        self, model: WorldModel, latent: Latent, real: Transitions, action: Float[Tensor, "N A"]
+    ) -> Float[Tensor, " N"]:
         """The reward that the action led to, and V after it."""
         assert isinstance(model, Rewarded) and isinstance(model, Reparameterised)  # ``needs``
         now, observed = (map_latent(lambda part, s=s: part[:, s].flatten(0, 1), latent) for s in STEPS)
-        moved = model.reenact(now, self.policy(real.features).reenact(real.action), observed)
+        moved = model.reenact(now, action, observed)
         with frozen(self.actor):
             value, _ = self.value(self.critics, model.features(moved), self.opinion)
         return model.reward(moved) + self.soft.discount * real.live * value
@@ -132,11 +127,6 @@ class SVG(SoftActorCritic):
 
 
 STEPS = slice(None, -1), slice(1, None)  # of each transition: from, to
-
-
-def choose(which: Bool[Tensor, " B"], yes: Latent, no: Latent) -> Latent:
-    """``yes`` where ``which``, else ``no``."""
-    return map_latent(lambda a, b: torch.where(which.view(-1, *[1] * (a.ndim - 1)), a, b), yes, no)
 
 
 def importance(

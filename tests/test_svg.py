@@ -287,18 +287,20 @@ def test_a_collecting_policy_knows_how_likely_its_actions_were(small: Any) -> No
     image = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8).numpy()
     latent = policy.observe(image, torch.ones(2, dtype=torch.bool).numpy())
     action = policy.act()
-    normal = agent.actor(model.features(latent))
+    features = model.features(latent)
+    normal = agent.actor(features)
     reference = torch.distributions.TransformedDistribution(
         torch.distributions.Normal(normal.mean, normal.log_std.exp()), torch.distributions.TanhTransform()
     )
-    torch.testing.assert_close(policy.log_prob(random=False), reference.log_prob(action).sum(-1), rtol=1e-3, atol=1e-3)
+    found = policy.log_prob(features, random=False)
+    torch.testing.assert_close(found, reference.log_prob(action).sum(-1), rtol=1e-3, atol=1e-3)
     policy.act_randomly()
-    assert policy.log_prob(random=True).tolist() == pytest.approx([-3 * math.log(2)] * 2)
+    assert policy.log_prob(features, random=True).tolist() == pytest.approx([-3 * math.log(2)] * 2)
     assert random_log_prob(4, True) == pytest.approx(math.log(0.25))
     for name in ("svg-inf", "sac"):
         model, agent = small(name)
         policy = AgentPolicy(model, agent, 2, explore=True, seed=0)
-        assert policy.log_prob(random=True) is None, "what is not asked for is not kept"
+        assert policy.log_prob(features, random=True) is None, "what is not asked for is not kept"
 
 
 # ------------------------------------------------------------------------------------- what stops a gradient

@@ -86,6 +86,11 @@ def map_latent(function: Callable[..., Tensor], *latents: LatentT) -> LatentT:
     return type(first)(*(function(*tensors) for tensors in zip(*latents, strict=True)))  # ty: ignore
 
 
+def choose(which: Bool[Tensor, " B"], yes: LatentT, no: LatentT) -> LatentT:
+    """``yes`` where ``which``, else ``no``: of two latents, or other NamedTuples of tensors, ``[B, ...]``."""
+    return map_latent(lambda a, b: torch.where(which.view(-1, *[1] * (b.ndim - 1)), a, b), yes, no)
+
+
 class WorldModel(nn.Module, ABC):
     """What happens next? A latent world model learned from pixels.
 

@@ -146,17 +146,17 @@ class EnsembleRSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised, Ens
 
     def loss(self, batch: Sequence) -> tuple[RSSMLatent, Losses]:
         """As the RSSM's, with the members' terms; raises ``ValueError`` where a bootstrap lacks ``batch.step``."""
-        weight = self._weight(batch, self.num_members)
+        weight = self._weight(batch, max(self.num_members, self.num_rewards))
         latent, stats, (terms, metrics) = self.rssm.learn(batch)
         predicted = self.members(self._each(latent.deter.detach().flatten(0, 1)))
         kl = self.predictions.kl(stats.detach().flatten(0, 1), predicted)
-        terms = terms | {"members": (weight * kl).sum(0).mean()}
+        terms = terms | {"members": (weight[: self.num_members] * kl).sum(0).mean()}
         if self.members.bounds is not None:
             low, high = self.members.bounds.sum(-1)
             terms["bounds"] = high - low
         if self.reward_heads is not None:
             heads = self.reward_heads(self.features(latent).detach().flatten(0, 1))
-            resampled = self._weight(batch, self.num_rewards) * heads.loss(batch.reward.flatten().expand_as(heads.mean))
+            resampled = weight[: self.num_rewards] * heads.loss(batch.reward.flatten().expand_as(heads.mean))
             terms["member_rewards"] = resampled.sum(0).mean()
         with torch.no_grad():
             spread = self.predictions.disagreement(predicted).mean()

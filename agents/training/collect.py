@@ -39,14 +39,14 @@ class Collector:
         step = self.arrived if self.arrived is not None else self.pool.reset()
         latent = self.policy.observe(step.obs, step.is_first)
         model = self.policy.model
-        random = self.env_steps < self.prefill
+        features, random = model.features(latent), self.env_steps < self.prefill
         if random:
             action = self.policy.act_randomly()
         else:
             action = self.policy.act()
             is_first = torch.as_tensor(step.is_first, device=action.device)
-            self.policy.agent.collected(model.features(latent), action, self.policy.carry, is_first)
-        log_prob = self.policy.log_prob(random=random)
+            self.policy.agent.collected(features, action, self.policy.carry, is_first)
+        log_prob = self.policy.log_prob(features, random=random)
         action, log_prob = action.float().cpu(), None if log_prob is None else log_prob.float().cpu()
         packed = model.pack(latent) if isinstance(model, Storing) and self.replay.packed_bytes else None
         self.replay.add(step, action, packed, log_prob)

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from agents.actor import random_actions, random_log_prob
 from agents.base import Agent
-from worldmodels.base import Latent, Spaces, WorldModel, map_latent
+from worldmodels.base import Latent, Spaces, WorldModel, choose
 
 
 @runtime_checkable  # so that annotations can be checked in tests
@@ -39,7 +39,7 @@ class AgentPolicy:
         first = torch.from_numpy(np.asarray(is_first)).to(self.device)
         image = torch.from_numpy(np.ascontiguousarray(obs)).to(self.device)
         self.latent = self.model.observe(self.latent, self.action, image, first, self.generator)
-        self.carry = where_first(first, self.agent.initial(self.batch, self.device), self.carry)
+        self.carry = choose(first, self.agent.initial(self.batch, self.device), self.carry)
         return self.latent
 
     @torch.no_grad()
@@ -57,9 +57,12 @@ class AgentPolicy:
         return self.action
 
     @torch.no_grad()
-    def log_prob(self, *, random: bool) -> Tensor | None:
-        """How likely the last action was, ``act``'s or a random one [B]; None where the agent does not ask for it."""
-        found = self.agent.log_prob(self.model.features(self.latent), self.action)
+    def log_prob(self, features: Tensor, *, random: bool) -> Tensor | None:
+        """How likely the last action was, ``act``'s or a random one [B]; None where the agent does not ask for it.
+
+        ``features`` [B, F] are those of the latents that it was chosen in.
+        """
+        found = self.agent.log_prob(features, self.action)
         if found is None or not random:
             return found
         return torch.full_like(found, random_log_prob(self.model.spaces.action_dim, self.model.spaces.discrete))
@@ -83,15 +86,6 @@ class AgentPolicy:
         self.latent, self.carry = type(self.latent)(*latent), type(self.carry)(*carry)
         self.action = state["action"].to(self.device)
         self.generator.set_state(state["generator"].cpu())
-
-
-def where_first(is_first: Tensor, fresh: Any, kept: Any) -> Any:
-    """``fresh`` for environments that begin an episode, ``kept`` for the others."""
-
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(is_first.view(-1, *[1] * (old.ndim - 1)), new, old)
-
-    return map_latent(choose, fresh, kept)
 
 
 class RandomPolicy:

@@ -1,6 +1,5 @@
 """What deciding on an action costs, and what several agents make of one run's world model."""
 
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from agents.pretrained import load_trained, load_with_agent
 from agents.training import cli
 from agents.training.benchmark.timing import Report, machine, take_turns
-from agents.training.benchmark.update import Counter, matmul_peak
+from agents.training.benchmark.update import Counter, matmul_peak, variants
 from agents.training.devices import choose_device
 from agents.training.evaluate import Stage, evaluate_agent, evaluate_baselines
 from agents.training.policies import AgentPolicy
@@ -34,7 +33,7 @@ def act(
     ``matmul_share`` is the arithmetic of a decision over that of float32 products in the same time. Raises
     ``ValueError``.
     """
-    cases = {"": settings} if against is None else {"": settings, against: [*settings, *shlex.split(against)]}
+    cases = variants(settings, against, None)
     configs = {(name, case): cli.parse(["--agent", name, *cases[case]]).config for name in names for case in cases}
     first = next(iter(configs.values()))
     device = choose_device(first.training.device)
@@ -54,10 +53,11 @@ def act(
             work[name, case, count]()
         speed = counter.flops / timing.median
         rows.append({
-            "agent": name, "case": case or "-", "envs": count, "ms": 1e3 * timing.median, "spread": timing.spread,
+            "agent": name, "case": "-" if case == "this" else case, "envs": count,
+            "ms": 1e3 * timing.median, "spread": timing.spread,
             "actions_per_s": count / timing.median,
             "times_the_first": timing.median / timings[name, case, envs[0]].median,
-            "times_without": timing.median / timings[name, "", count].median,
+            "times_without": timing.median / timings[name, "this", count].median,
             "gflop": counter.flops / 1e9, "gflop_per_s": speed / 1e9, "matmul_share": speed / peak,
         })  # fmt: skip
     about = {"task": first.task, "preset": list(first.preset), "device": machine(device), "turns": turns}
