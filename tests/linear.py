@@ -10,10 +10,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from small import soft_config
 from torch import Generator, Tensor, nn
 
-from agents.actor import ActorConfig
-from agents.soft import CriticsConfig, Transitions
+from agents.soft import Transitions
 from worldmodels.base import Reparameterised, Rewarded, Spaces, WorldModel
 from worldmodels.distributions import SquashedNormal, straight_through
 
@@ -118,16 +118,7 @@ def riccati() -> tuple[float, float]:
 
 def made(kind: Any, config: Any, k: float, std: float = 0.0, **changes: Any) -> Any:
     """An agent of a linear policy with exact critics, whose entropy costs nothing."""
-    values = dict(
-        actor=ActorConfig(
-            layers=0, units=8, norm="none", activation="elu", output_scale=1.0, continuous="squashed_normal",
-            unimix=0.0, exploration_noise=0.0, evaluation="mode",
-        ),
-        critics=CriticsConfig(members=2, layers=0, units=8, norm="none", activation="elu"),
-        discount=GAMMA, target_rate=0.1, temperature=0.5, target_entropy=-1.0, target_entropy_share=0.5,
-        scales={"critic": 1.0, "actor": 1.0, "temperature": 1.0},
-    )  # fmt: skip
-    agent = kind(config(**(values | changes)), Linear())
+    agent = kind(soft_config(config, discount=GAMMA, **changes), Linear())
     agent.actor, agent.critics = Gain(k, std), ExactCritics(k)
     agent.target_critics = agent.critics
     agent.temperature.log.data.fill_(-math.inf)

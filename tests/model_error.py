@@ -8,17 +8,18 @@ functions here measure, and tests ask for its properties.
 from typing import Any, NamedTuple
 
 import torch
+from small import soft_config
 from torch import Generator, Tensor, nn
 
 from agents import m2ac, steve
-from agents.actor import ActorConfig
 from agents.branching import Schedule
 from agents.returns import horizon_weights
-from agents.soft import CriticsConfig, Transitions
+from agents.soft import Transitions
 from worldmodels.base import Ensembled, Rewarded, Spaces, WorldModel
 from worldmodels.latents import Gaussian
 
 MEMBERS, HORIZON, SPREAD = 5, 3, 0.05
+SOFT = {"discount": 0.9, "temperature": 1e-6}  # of the agents' configs, where entropy is of no matter
 REGION = 0.5  # the point is in the region where its first coordinate is above this; places are in [-1, 1]
 
 
@@ -85,25 +86,12 @@ def inside(x: Tensor) -> Tensor:
     return x[..., 0] > REGION
 
 
-def soft_values() -> dict[str, Any]:
-    """Of the agents' configs, what does not matter here."""
-    return dict(
-        actor=ActorConfig(
-            layers=0, units=8, norm="none", activation="elu", output_scale=1.0, continuous="squashed_normal",
-            unimix=0.0, exploration_noise=0.0, evaluation="mode",
-        ),
-        critics=CriticsConfig(members=2, layers=0, units=8, norm="none", activation="elu"),
-        discount=0.9, target_rate=0.1, temperature=1e-6, target_entropy=-1.0, target_entropy_share=0.5,
-        scales={"critic": 1.0, "actor": 1.0, "temperature": 1.0},
-    )  # fmt: skip
-
-
 def m2ac_config(length: int, **changes: Any) -> m2ac.Config:
     values: dict[str, Any] = dict(
         rollout=Schedule(begin=0, end=1, first=length, last=length),
         real_ratio=0.05, kept=0.25, penalty=1e-3, mode="non-stop",
     )  # fmt: skip
-    return m2ac.Config(**(soft_values() | values | changes))
+    return soft_config(m2ac.Config, **(SOFT | values | changes))
 
 
 def standing(count: int) -> tuple[Place, Transitions]:
@@ -118,7 +106,7 @@ def steve_weights(noise: float, seed: int, count: int = 2000, wrong: int = 1) ->
     """Mean weight of all imagined horizons of points that are inside the region, and of those outside of it."""
     torch.manual_seed(seed)
     model = Plane(noise, wrong)
-    agent = steve.Config(**soft_values(), horizon=HORIZON, reduction="inverse_variance", lam=0.0).build(model)
+    agent = soft_config(steve.Config, **SOFT, horizon=HORIZON, reduction="inverse_variance", lam=0.0).build(model)
     agent.target_critics = Values()
     latent, real = standing(count)
     samples = agent.candidates(model, latent, real).flatten(1, -2)

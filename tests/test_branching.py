@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import awake
 from torch import Tensor
 
 from agents.branching import Branching, Schedule
@@ -29,9 +30,7 @@ def pair(debug_run: Build, make_spaces: Build) -> Build:
         changes: dict[str, Any] = {"rollout": Schedule(begin=0, end=1, first=2, last=2)}
         changes |= {"kept": 1.5} if name == "m2ac" else {}
         agent = dataclasses.replace(run.agent, **changes).build(model)
-        generator = torch.Generator().manual_seed(7)
-        for parameter in [*model.parameters(), *agent.parameters()]:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        awake(model, agent, seed=7)
         return model, agent
 
     return made

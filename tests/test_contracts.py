@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import small
 import torch
 from torch import Generator, Tensor, nn
 
@@ -45,10 +46,7 @@ def at(latent: Latent, *index: Any) -> Latent:
 
 
 def awake(module: nn.Module) -> nn.Module:
-    """No weight at zero, so that whatever is connected shows."""
-    g = generator(11)
-    for parameter in module.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=g)
+    small.awake(module, seed=11)
     return module
 
 

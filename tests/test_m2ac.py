@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from model_error import HORIZON, Plane, Values, m2ac_config, m2ac_shares, standing, steve_weights
+from small import awake
 from torch import Tensor
 
 from agents.branching import Schedule
@@ -36,9 +37,7 @@ def build(debug_run: Build, make_spaces: Build) -> Build:
         torch.manual_seed(0)
         model = config.build(make_spaces(discrete))
         built = dataclasses.replace(run.agent, **changes).build(model)
-        generator = torch.Generator().manual_seed(7)
-        for parameter in [*model.parameters(), *built.parameters()]:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        awake(model, built, seed=7)
         return model, built
 
     return made

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from small import soft_config
 from torch import Tensor
 from torch import distributions as td
 
 from agents import sac
-from agents.actor import ActorConfig
-from agents.soft import CriticsConfig, lowest, replayed_transitions
+from agents.soft import lowest, replayed_transitions
 from worldmodels.base import Sequence, Spaces
 from worldmodels.distributions import SquashedNormal
 from worldmodels.rssm import RSSM
@@ -24,15 +24,7 @@ def agent(debug_run: Any) -> Any:
 
     def made(discrete: bool = False) -> tuple[RSSM, sac.SAC]:
         model = debug_run("none", "rssm-v3").world_model.build(Spaces((64, 64, 3), 3, discrete))
-        config = sac.Config(
-            actor=ActorConfig(
-                layers=1, units=8, norm="none", activation="elu", output_scale=1.0, continuous="squashed_normal",
-                unimix=0.0, exploration_noise=0.0, evaluation="mode",
-            ),
-            critics=CriticsConfig(members=2, layers=1, units=8, norm="none", activation="elu"),
-            discount=DISCOUNT, target_rate=0.25, temperature=0.5, target_entropy=-1.0, target_entropy_share=0.5,
-            scales={"critic": 1.0, "actor": 1.0, "temperature": 1.0},
-        )  # fmt: skip
+        config = soft_config(sac.Config, discount=DISCOUNT, layers=1, target_rate=0.25)
         torch.manual_seed(3)
         built = config.build(model)
         for parameter in built.target_critics.parameters():

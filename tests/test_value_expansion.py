@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from small import soft_config
 from torch import Generator, Tensor, nn
 
 from agents import dyna, maac, mve, sac, steve
-from agents.actor import ActorConfig
 from agents.branching import Schedule
 from agents.returns import expansions, horizon_weights, lambda_return
-from agents.soft import CriticsConfig, Transitions
+from agents.soft import Transitions
 from worldmodels.base import Ensembled, Rewarded, Spaces, WorldModel
 
 GAMMA, LENGTH = 0.9, 12
@@ -90,16 +90,7 @@ class Table(nn.Module):
 
 
 def config(kind: Any, members: int = 2, **changes: Any) -> Any:
-    values = dict(
-        actor=ActorConfig(
-            layers=0, units=8, norm="none", activation="elu", output_scale=1.0, continuous="squashed_normal",
-            unimix=0.0, exploration_noise=0.0, evaluation="mode",
-        ),
-        critics=CriticsConfig(members=members, layers=0, units=8, norm="none", activation="elu"),
-        discount=GAMMA, target_rate=0.1, temperature=0.5, target_entropy=-1.0, target_entropy_share=0.5,
-        scales={"critic": 1.0, "actor": 1.0, "temperature": 1.0},
-    )  # fmt: skip
-    return kind(**(values | changes))
+    return soft_config(kind, discount=GAMMA, members=members, **changes)
 
 
 def made(kind: Any, model: Line, *values: list[float], alpha: float = 0.0, **changes: Any) -> Any:
