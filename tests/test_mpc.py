@@ -10,8 +10,7 @@ from agents import mpc, pets
 from agents.imagination import follow, imagined_returns, move_particles
 from agents.pets import propagate
 from agents.planning import CEM, RandomShooting
-from agents.training.policies import where_first
-from worldmodels.base import Decoding, Ensembled, Rewarded, Spaces, WorldModel
+from worldmodels.base import Decoding, Ensembled, Rewarded, Spaces, WorldModel, choose
 
 
 class Particle(NamedTuple):
@@ -145,7 +144,7 @@ def test_the_agent_goes_where_reward_is(discrete: bool) -> None:
         assert torch.allclose(action[:, 0], torch.tensor([-1.0, 1.0, -0.5]), atol=0.15)
         assert action[2, 1] == pytest.approx(1.0, abs=0.15)
     assert not carry.begun.any() and after.begun.all()
-    fresh = where_first(torch.tensor([True, False, True]), agent.initial(3, torch.device("cpu")), after)
+    fresh = choose(torch.tensor([True, False, True]), agent.initial(3, torch.device("cpu")), after)
     assert torch.equal(fresh.mean[0], carry.mean[0]) and torch.equal(fresh.mean[1], after.mean[1])
     assert fresh.begun.tolist() == [False, True, False]
 

@@ -14,8 +14,7 @@ from agents.planning import CEM, ICEM, MPPI, Gradient, RandomShooting
 from agents.poplin import POPLIN, PolicyNet, Ring
 from agents.training.learner import Learner, parameter_groups
 from agents.training.optim import AdamConfig
-from agents.training.policies import where_first
-from worldmodels.base import Losses, Rewarded, Sequence, Spaces, WorldModel
+from worldmodels.base import Losses, Rewarded, Sequence, Spaces, WorldModel, choose
 from worldmodels.replay.memory import Sample
 
 CPU = torch.device("cpu")
@@ -523,7 +522,7 @@ def test_a_search_begins_afresh_with_an_episode_and_after_distillation(variant: 
 
     new, old = act(fresh), act(carry)
     assert not torch.isclose(new, old).all(1).any()
-    mixed = act(where_first(torch.tensor([False, True, False]), fresh, carry))
+    mixed = act(choose(torch.tensor([False, True, False]), fresh, carry))
     assert torch.equal(mixed, torch.where(torch.tensor([[False], [True], [False]]), new, old))
     agent.generation += 1
     assert torch.equal(act(carry), new)
