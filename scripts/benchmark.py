@@ -3,6 +3,12 @@
 act     the time to decide on actions, for batches of environments, with the settings of training:
         python scripts/benchmark.py act --agent planet,icem --preset cpu --task toy:reach
         python scripts/benchmark.py act --agent planet --preset cpu --task toy:reach --against "--agent.bf16-rows 0"
+env     steps and images a second, for tasks, render qualities and numbers of worker processes:
+        python scripts/benchmark.py env --task cartpole-balance,walker-walk --workers 0,2
+replay  drawing from replays of several sizes, bytes of a step in memory and on disk:
+        python scripts/benchmark.py replay --agent dreamer --preset cpu --task toy:reach
+run     a run in a temporary folder, from the command on: time to begin, env steps a second, who waits for whom:
+        python scripts/benchmark.py run --agent dreamer --preset cpu --task toy:reach --env-steps 3000
 uses    returns of several planners on the world model of one run, beside the agent that trained it and random play:
         python scripts/benchmark.py uses RUN --agent planet,icem --preset cpu --episodes 20
 update  one update of a learner: time, arithmetic, memory, and where the time goes; one configuration, two, or many:
@@ -21,20 +27,22 @@ from agents.training.benchmark.arguments import ARGUMENTS
 from agents.training.cli import run_script
 
 
-def measure(verb: str, asked: argparse.Namespace, settings: list[str]) -> Any:
-    from agents.training.benchmark import acting, update  # torch takes seconds to import, and --help needs none
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def measure(verb: str, a: argparse.Namespace, settings: list[str]) -> Any:
+    from agents.training.benchmark import acting, running, stepping, update  # torch takes seconds, --help needs none
 
     calls: dict[str, Callable[[], Any]] = {
-        "act": lambda: acting.act(
-            asked.agent.split(","),
-            settings,
-            [int(count) for count in asked.envs.split(",")],
-            asked.turns,
-            asked.against,
-            asked.clock,
+        "act": lambda: acting.act(a.agent.split(","), settings, numbers(a.envs), a.turns, a.against, a.clock),
+        "env": lambda: stepping.env(
+            a.task.split(","), a.quality.split(","), numbers(a.workers), a.steps, settings, a.turns
         ),
-        "uses": lambda: acting.uses(asked.run, asked.agent.split(","), settings, asked.episodes),
-        "update": lambda: update.update(settings, asked.against, asked.vary, asked.turns, asked.clock),
+        "replay": lambda: stepping.replay(numbers(a.sizes), settings, a.turns),
+        "run": lambda: running.run(settings),
+        "uses": lambda: acting.uses(a.run, a.agent.split(","), settings, a.episodes),
+        "update": lambda: update.update(settings, a.against, a.vary, a.turns, a.clock),
     }
     return calls[verb]()
 

@@ -175,6 +175,46 @@ def test_benchmark_of_an_update_grows_with_what_is_varied_and_compares_two(scrip
     one_line(script("benchmark.py", *UPDATE, "--vary", "length=8", *against), "--against", "--vary")
 
 
+def test_benchmark_of_environments_and_of_their_workers(script: Callable[..., Result]) -> None:
+    line = ("env", "--task", "reach,catch", "--quality", "lean", "--workers", "0,1", "--turns", "2", "--steps", "3")
+    rows = json.loads(script("benchmark.py", *line, "--env.action-repeat", "2", "--json").out)["env"]
+    assert [(row["task"], row["workers"]) for row in rows] == [
+        ("toy:reach", 0), ("toy:reach", 1), ("toy:catch", 0), ("toy:catch", 1)
+    ]  # fmt: skip
+    for row in rows:
+        assert row["images_per_s"] == pytest.approx(1e3 * row["envs"] / row["ms"]) and row["envs"] == 1
+        assert row["env_steps_per_s"] == pytest.approx(2 * row["images_per_s"])
+    assert rows[1]["times_the_first"] == pytest.approx(rows[1]["images_per_s"] / rows[0]["images_per_s"])
+    assert rows[0]["times_the_first"] == rows[2]["times_the_first"] == 1 and not active_children()
+    one_line(script("benchmark.py", *line[:3], "--quality", "nice"), "env.quality", "nice")
+
+
+def test_benchmark_of_the_replay_counts_its_bytes(script: Callable[..., Result]) -> None:
+    line = ("replay", "--agent", "dreamer", "--task", "toy:reach", "--preset", "debug", "--turns", "2")
+    rows = json.loads(script("benchmark.py", *line, "--sizes", "100,200", "--json").out)["replay"]
+    for row in rows:
+        known = row["latent_bytes_per_step"]
+        assert row["memory_bytes_per_step"] == 3 * 64**2 + 2 * 4 + 2 * 4 + 3 + known + 1 and known == 2 * 32 + 4
+        assert 0 < row["disk_bytes_per_step"] < 3 * 64**2, "compressed"
+        assert row["sequences_per_s"] == pytest.approx(1e3 * 2 / row["sample_ms"]) and row["write_back_ms"] > 0
+    assert rows[1]["memory_mb"] == 2 * rows[0]["memory_mb"]
+    without = json.loads(script("benchmark.py", *line, "--replay.latents", "false", "--sizes", "50", "--json").out)
+    assert without["replay"][0]["memory_bytes_per_step"] == rows[0]["memory_bytes_per_step"] - 2 * 32 - 5
+    one_line(script("benchmark.py", *line, "--sizes", "4"), "no stream holds 8 steps")
+
+
+def test_benchmark_of_a_run_says_who_waits_for_whom(script: Callable[..., Result]) -> None:
+    line = ("run", "--agent", "dreamer", "--task", "toy:catch", "--preset", "debug", "--collect.num-envs", "1")
+    (row,) = json.loads(script("benchmark.py", *line, "--env-steps", "140", "--json").out)["run"]
+    assert row["env_steps"] == 140 and row["updates"] == 3, "one, and one for each 20 env steps after 100"
+    assert 0 < row["startup_s"] < row["first_update_s"] and row["env_steps_per_s"] == pytest.approx(
+        140 / row["seconds"]
+    )
+    shares = row["wait_share"], row["update_share"]
+    assert all(0 < share < 1 for share in shares) and sum(shares) <= 1
+    one_line(script("benchmark.py", *line, "--env-steps", "20"), "no update in 20 env steps", "prefill")
+
+
 def test_imagine_films_truth_and_dream_with_numbers_beside_them(
     trained: Path, script: Callable[..., Result], tmp_path: Path
 ) -> None:

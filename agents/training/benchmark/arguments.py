@@ -15,6 +15,18 @@ ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
         "--turns": TURNS,
         "--clock": CLOCK,
     },
+    "env": {
+        "--task": {"default": "toy:reach,walker-walk", "help": "names, separated by commas"},
+        "--quality": {"default": "full,fast,lean", "help": "of rendering: full, fast, lean"},
+        "--workers": {"default": "0", "help": "numbers of processes; 0: one environment in this one"},
+        "--steps": {"type": int, "default": 20, "help": "of the whole pool in a turn"},
+        "--turns": TURNS,
+    },
+    "replay": {
+        "--sizes": {"default": "2000,20000", "help": "steps held, separated by commas"},
+        "--turns": TURNS,
+    },
+    "run": {},
     "uses": {
         "run": {"type": Path, "help": "folder that training wrote, or an exported one"},
         "--agent": AGENTS,
