@@ -68,35 +68,29 @@ def described(seen: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def timed(call: Callable[..., Any], record: list[tuple[float, float, int]], env_steps: Callable[[], int]) -> Any:
-    """A method that notes when it begins and ends."""
+def watched(owner: type, method: str, record: list[tuple[float, float, int]]) -> None:
+    """Have a method of a class note when it begins and ends, and the env steps then where its owner counts them."""
+    original: Callable[..., Any] = getattr(owner, method)
 
-    def method(*arguments: Any) -> Any:
+    def noted(self: Any, *arguments: Any) -> Any:
         begin = time.time()
-        result = call(*arguments)
-        record.append((begin, time.time(), env_steps()))
+        result = original(self, *arguments)
+        record.append((begin, time.time(), getattr(self, "env_steps", 0)))
         return result
 
-    return method
+    setattr(owner, method, noted)
 
 
 def watched_run(out: Path, launched: float, words: list[str]) -> None:
     """What the child process does: training, with a stopwatch on collecting and on updating."""
     command = cli.parse(words)
-    from agents.training import run as training  # as late as scripts/train.py does: torch takes seconds to import
+    from agents.training import collect, learner, run  # as late as scripts/train.py does: torch takes seconds to import
 
     steps: list[tuple[float, float, int]] = []
     updates: list[tuple[float, float, int]] = []
-    begin = training.Run.__init__
-
-    def begun(self: Any, *arguments: Any) -> None:
-        begin(self, *arguments)
-        if self.collector is not None:
-            self.collector.step = timed(self.collector.step, steps, lambda: self.env_steps)
-        self.learner.training_step = timed(self.learner.training_step, updates, lambda: self.env_steps)
-
-    training.Run.__init__ = begun
-    training.train(command)
+    watched(collect.Collector, "step", steps)
+    watched(learner.Learner, "training_step", updates)
+    run.train(command)
     out.write_text(json.dumps({"launched": launched, "steps": steps, "updates": updates}))
 
 
