@@ -3,8 +3,9 @@
 With --agent NAME another agent plays on the same world model, one that has nothing of its own to learn: a planner.
 Its settings may follow, as in training: --preset cpu --agent.planner.candidates 200.
 
-Prints returns and lengths beside those of random and of no actions on the same seeds. An episode's success is its
-return; that it terminated says nothing.
+Prints returns and lengths beside those of random and of no actions on the same seeds, and the share of episodes that
+ended terminally. An episode's success is its return; that it terminated says something where the task says so: a board
+of toy:sokoban is solved.
 """
 
 import argparse
@@ -55,8 +56,9 @@ def main(argv: list[str]) -> int:
         return 0
     print(f"{card.task}, {env_steps} env steps, {episodes} episodes on the same seeds")
     for name, result in results.items():
-        mean, std, length = (result[key] for key in ("return_mean", "return_std", "length_mean"))
-        print(f"  {name:6}  return {mean:8.2f} +- {std:6.2f}   length {length:6.1f}")
+        keys = ("return_mean", "return_std", "length_mean", "terminal_share")
+        mean, std, length, end = (result[key] for key in keys)
+        print(f"  {name:6}  return {mean:8.2f} +- {std:6.2f}   length {length:6.1f}   terminal {end:5.3f}")
     return 0
 
 

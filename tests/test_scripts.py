@@ -67,7 +67,7 @@ def test_evaluate_gives_every_return_beside_the_baselines_as_json(
     assert (report["run"], report["task"], report["env_steps"]) == (str(trained), f"toy:{task}", 120)
     for who in ("agent", "random", "zero"):
         result = report[who]
-        assert result.keys() == {"return_mean", "return_std", "length_mean", "returns", "lengths"}
+        assert result.keys() == {"return_mean", "return_std", "length_mean", "terminal_share", "returns", "lengths"}
         assert result["lengths"] == [50 if task == "reach" else 9] * 3
         mean = sum(result["returns"]) / 3
         deviation = math.sqrt(sum((value - mean) ** 2 for value in result["returns"]) / 3)

@@ -12,9 +12,10 @@ from agents.training.config import RunConfig
 from agents.training.policies import AgentPolicy, Policy, RandomPolicy, ZeroPolicy
 from worldmodels.base import Sequence, Spaces, WorldModel
 from worldmodels.envs import EnvConfig, EnvPool
+from worldmodels.envs.base import HELD_OUT_SEED
 
 ENVS_AT_ONCE = 16
-FIRST_SEED = 10_000_000  # of evaluation episodes; seeds of training stay below
+FIRST_SEED = HELD_OUT_SEED  # of evaluation episodes; seeds of training stay below
 
 
 class Recording(NamedTuple):
@@ -27,18 +28,23 @@ class Recording(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Undiscounted returns and lengths (actions) of whole episodes, by seed."""
+    """Undiscounted returns and lengths (actions) of whole episodes, and whether they ended terminally, by seed."""
 
     returns: list[float]
     lengths: list[int]
+    terminal: list[bool]
     recordings: list[Recording]  # of the first few episodes
 
     def summary(self) -> dict[str, Any]:
-        """Mean, standard deviation over episodes, and every single value."""
+        """Mean, standard deviation over episodes, and every single value; ``terminal_share`` did not end by time.
+
+        What a terminal end means is the task's affair: in ``toy:sokoban`` that it was solved.
+        """
         return {
             "return_mean": float(np.mean(self.returns)),
             "return_std": float(np.std(self.returns)),
             "length_mean": float(np.mean(self.lengths)),
+            "terminal_share": float(np.mean(self.terminal)),
             "returns": self.returns,
             "lengths": self.lengths,
         }
@@ -68,16 +74,17 @@ def evaluate(stage: Stage, policy: Callable[[int], Policy], seeds: Items[int], *
 
     Images are kept of the first ``record`` episodes.
     """
-    returns, lengths, recordings = [], [], []
+    returns, lengths, terminal, recordings = [], [], [], []
     for begin in range(0, len(seeds), ENVS_AT_ONCE):
         chunk = seeds[begin : begin + ENVS_AT_ONCE]
         with EnvPool(stage.task, stage.env, chunk, stage.workers, stage.timeout_s) as pool:
             for episode in play(pool, policy(len(chunk)), record - len(recordings)):
                 returns.append(float(episode.reward.sum()))
                 lengths.append(len(episode.reward) - 1)
+                terminal.append(episode.is_terminal)
                 if len(recordings) < record:
                     recordings.append(episode)
-    return Evaluation(returns, lengths, recordings)
+    return Evaluation(returns, lengths, terminal, recordings)
 
 
 def evaluate_agent(stage: Stage, model: WorldModel, agent: Agent, episodes: int, *, record: int = 0) -> Evaluation:

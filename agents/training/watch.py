@@ -189,7 +189,8 @@ class Watch(Callback):
         result = evaluate_agent(stage_of(run.config), run.model, run.agent, episodes, record=record)
         path = self.film(windows(result.recordings, run.spaces, CONTEXT + HORIZON)) if record else None
         summary, baselines = result.summary(), self.baselines()
-        metrics = {f"eval/{name}": summary[name] for name in ("return_mean", "return_std", "length_mean")}
+        names = ("return_mean", "return_std", "length_mean", "terminal_share")
+        metrics = {f"eval/{name}": summary[name] for name in names}
         metrics |= {f"eval/{name}_return": value for name, value in baselines.items()}
         self.metrics_log.log(metrics, run.env_steps, run.updates)
         mean, std = summary["return_mean"], summary["return_std"]

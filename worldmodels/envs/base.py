@@ -13,6 +13,7 @@ from worldmodels.base import Spaces
 
 QUALITIES = ("auto", "full", "fast", "lean")
 FLOORS = ("classic", "native")
+HELD_OUT_SEED = 10_000_000  # environments seeded so or higher are for evaluation: tasks may keep levels for them alone
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,11 @@ DMC_TASKS = {
     "swimmer": "swimmer6 swimmer15",
     "walker": "stand walk run",
 }
-TOY_TASKS = ("catch", "pendulum", "reach")
+TOY_TASKS = (
+    *("catch", "cover", "pendulum", "reach"),
+    *(f"sokoban-{side}-{boxes}" for side in range(5, 11) for boxes in range(1, 5 if side > 5 else 3)),
+    *(f"minipacman-{mode}" for mode in ("regular", "avoid", "hunt", "ambush", "rush")),
+)
 
 
 def list_tasks() -> list[str]:
@@ -80,9 +84,17 @@ def make_env(task: str, config: EnvConfig, seed: int) -> Env:
         from worldmodels.envs.gymnasium_env import GymnasiumEnv
 
         return GymnasiumEnv(name, config, seed)
-    from worldmodels.envs.toy import TOYS
+    from worldmodels.envs import cover, minipacman, sokoban, toy
 
-    return TOYS[name](config, seed)
+    game, _, variant = name.partition("-")
+    if game == "sokoban":
+        side, boxes = map(int, variant.split("-"))
+        return sokoban.Sokoban(side, boxes, config, seed)
+    if game == "minipacman":
+        return minipacman.MiniPacman(variant, config, seed)
+    if name == "cover":
+        return cover.Cover(config, seed)
+    return toy.TOYS[name](config, seed)
 
 
 def _spelling(name: str) -> str:

@@ -1,8 +1,8 @@
 """Built-in tasks: a few lines of NumPy each, no simulator, no GL, thousands of frames a second.
 
 They are worlds to test learning in. ``reach`` asks for control, ``pendulum`` for memory (one image does not show the
-velocity), ``catch`` for discrete actions and for an end that is terminal. Mean returns of random, zero and optimal
-play are in ``docs/environments.md``.
+velocity), ``catch`` for discrete actions and for an end that is terminal. ``sokoban`` and ``minipacman`` are in files
+of their own. Mean returns of random, zero and optimal play are in ``docs/environments.md``.
 """
 
 from abc import abstractmethod
@@ -13,7 +13,7 @@ import numpy as np
 from worldmodels.base import Spaces
 from worldmodels.envs.base import Env, EnvConfig, Step, arrived, check_state, checked_action
 
-State = dict[str, float]
+State = dict[str, Any]  # numbers, strings and lists that nobody changes, so that it can be kept as it is
 
 BACKGROUND = (24, 26, 36)
 BLUE, ORANGE, GREEN, WHITE = (74, 144, 255), (255, 160, 40), (80, 200, 120), (236, 236, 236)
@@ -26,10 +26,10 @@ class Toy(Env):
     discrete: ClassVar[bool]
     limit: ClassVar[int]  # env steps
 
-    def __init__(self, config: EnvConfig, seed: int) -> None:
+    def __init__(self, config: EnvConfig, seed: int, name: str | None = None) -> None:
         self.action_repeat = config.action_repeat
         self.spaces = Spaces((config.size, config.size, 3), self.action_dim, self.discrete)
-        self._task = type(self).__name__.lower()
+        self._task = name or type(self).__name__.lower()
         self.fingerprint = {"toy": f"{self._task} 1", "size": str(config.size)}
         self._limit = min(self.limit, config.time_limit or self.limit)
         self._rng = np.random.default_rng(seed)
@@ -195,7 +195,10 @@ TOYS: dict[str, type[Toy]] = {"catch": Catch, "pendulum": Pendulum, "reach": Rea
 
 
 class Canvas:
-    """A square image and two anti-aliased shapes. Coordinates and radii are fractions of its side, y points down."""
+    """A square image, two anti-aliased shapes and boards of cells.
+
+    Coordinates and radii are fractions of its side, y points down.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -221,6 +224,16 @@ class Canvas:
         cover = np.clip(np.float32(radius + 0.5) - distance, 0, 1)[..., None]
         patch = self.image[top:bottom, left:right]
         patch[...] = np.rint(patch + cover * (np.asarray(color, np.float32) - patch))
+
+    def cells(self, colors: np.ndarray) -> None:
+        """A board, uint8 [rows, columns, 3], in the middle; each cell is whole pixels, all alike where they fit."""
+        side = max(colors.shape[:2])
+        board = np.empty((side, side, 3), np.uint8)
+        board[:] = BACKGROUND
+        top, left = ((side - length) // 2 for length in colors.shape[:2])
+        board[top : top + colors.shape[0], left : left + colors.shape[1]] = colors
+        cell = np.arange(self.size) * side // self.size
+        self.image[:] = board[cell[:, None], cell]
 
     def _pixels(self, point: tuple[float, float]) -> tuple[float, float]:
         return point[0] * self.size - 0.5, point[1] * self.size - 0.5  # pixel centres are whole numbers
