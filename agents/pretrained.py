@@ -45,6 +45,7 @@ from worldmodels.pretrained import (
 )
 from worldmodels.strict import config_class, from_dict, to_dict
 from worldmodels.transfer import Report, choose_recipe, load_weights, part_for
+from worldmodels.zoo import find
 
 
 class Trained(NamedTuple):
@@ -137,7 +138,11 @@ def load_with_agent(source: str | Path, name: str, settings: list[str], device: 
 
 
 def read_trained(source: Path) -> tuple[Saved, dict[str, Tensor]]:
-    """Card and tensors of the world model, and tensors of the agent, of a run or a folder. Raises ``ValueError``."""
+    """Card and tensors of the world model, and tensors of the agent, of a run or a folder. Raises ``ValueError``.
+
+    The source may also be ``zoo:NAME`` or ``hf:OWNER/NAME`` (``worldmodels.zoo``).
+    """
+    source = find(source)
     if (source / "config.yaml").is_file():
         return read_run(source)
     if not (source / CONFIG).is_file():
@@ -166,23 +171,29 @@ def read_run(run: Path) -> tuple[Saved, dict[str, Tensor]]:
     return Saved(str(path), card, state["model"]), state["agent"]
 
 
-def save_agent(trained: Trained, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write world model and agent whole or not at all; the folder. Raises ``ValueError`` where that cannot be."""
+def save_agent(
+    trained: Trained, folder: str | Path, *, overwrite: bool = False, half: bool = False, run: str | None = None
+) -> Path:
+    """Write world model and agent whole or not at all; the folder. Raises ``ValueError`` where that cannot be.
+
+    ``half``: float32 tensors are rounded to bfloat16 in the file. ``run``: the config of the run that trained them.
+    """
     card, model, agent = trained
     if card.agent is None:
         raise SavedModelError("the card names no agent: use worldmodels.pretrained.save_pretrained")
     check_described(model, card)
-    return write_saved(folder, card, {WEIGHTS: model, AGENT_WEIGHTS: agent}, overwrite)
+    return write_saved(folder, card, {WEIGHTS: model, AGENT_WEIGHTS: agent}, overwrite, half=half, run=run)
 
 
-def export(run: str | Path, folder: str | Path, *, overwrite: bool = False) -> Path:
+def export(run: str | Path, folder: str | Path, *, overwrite: bool = False, half: bool = False) -> Path:
     """``save_agent`` of a run's newest checkpoint, with the returns of its last evaluation until then; the folder."""
     if not (Path(run) / "config.yaml").is_file():
         raise SavedModelError(f"{run}: no config.yaml there; a run is the folder that training wrote")
     card, model, agent = load_trained(run)
     returns = evaluated(Path(run), card.training.env_steps)
     card = replace(card, training=replace(card.training, returns=returns))
-    return save_agent(Trained(card, model, agent), folder, overwrite=overwrite)
+    config = (Path(run) / "config.yaml").read_text(encoding="utf-8")
+    return save_agent(Trained(card, model, agent), folder, overwrite=overwrite, half=half, run=config)
 
 
 def evaluated(run: Path, env_steps: int) -> dict[str, float]:

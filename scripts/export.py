@@ -16,12 +16,13 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that training wrote")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to write; a new or an empty folder")
+    parser.add_argument("--half", action="store_true", help="round to bfloat16: half the size")
     parser.add_argument("--force", action="store_true", help="replace a saved model that is there")
     arguments = parser.parse_args(argv)
 
     from agents.pretrained import export
 
-    folder = export(arguments.run, arguments.folder, overwrite=arguments.force)
+    folder = export(arguments.run, arguments.folder, overwrite=arguments.force, half=arguments.half)
     for file in sorted(folder.iterdir()):
         print(f"{file.stat().st_size:12} bytes  {arguments.folder / file.name}")
     return 0

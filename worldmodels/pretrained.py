@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from worldmodels.base import Spaces, WorldModel
 from worldmodels.envs.base import EnvConfig
 from worldmodels.strict import ConfigError, config_class, from_dict, show, to_dict
+from worldmodels.zoo import find
 
 FORMAT = 1
 CONFIG, WEIGHTS, AGENT_WEIGHTS, README = "config.json", "model.safetensors", "agent.safetensors", "README.md"
+RUN = "run.yaml"  # the config of the run that trained it, where it came from one
 SHOWN = 8  # names of missing or unexpected tensors in one error
 
 
@@ -98,10 +100,11 @@ def from_pretrained(
 ) -> WorldModel:
     """The world model of a saved folder, exactly as it was saved. The global random state is left alone.
 
+    ``folder`` may also be ``zoo:NAME`` or ``hf:OWNER/NAME`` (``worldmodels.zoo``).
     ``spaces`` are those it is wanted for. Raises ``ConfigError`` for a folder that is none, is damaged or does not fit,
     and for other spaces: those need ``worldmodels.transfer.load_weights``.
     """
-    saved = read_saved(folder)
+    saved = read_saved(find(folder))
     if spaces is not None and spaces != saved.card.spaces:
         raise SavedModelError(
             f"{saved.source} is for {saved.card.spaces}, not {spaces}: start from it with train.py --world-model"
@@ -134,9 +137,10 @@ def read_card(folder: str | Path) -> Card:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU. Raises ``ConfigError``."""
+    """All tensors of a safetensors file, on the CPU, bfloat16 widened to float32. Raises ``ConfigError``."""
     try:
-        return safetensors.torch.load_file(file)
+        tensors = safetensors.torch.load_file(file)
+        return {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
     except FileNotFoundError as error:
         raise SavedModelError(f"{file} is missing") from error
     except (SafetensorError, OSError) as error:
@@ -202,10 +206,19 @@ def check_described(model: WorldModel, card: Card) -> None:
     check_fits(model.state_dict(), expected, f"the {type(model).__name__} to be saved is not what its card says")
 
 
-def write_saved(folder: str | Path, card: Card, weights: Mapping[str, nn.Module], overwrite: bool) -> Path:
+def write_saved(
+    folder: str | Path,
+    card: Card,
+    weights: Mapping[str, nn.Module],
+    overwrite: bool,
+    *,
+    half: bool = False,
+    run: str | None = None,
+) -> Path:
     """Write a folder of these safetensors files beside its place, then move it there; the folder.
 
-    With ``overwrite`` it may replace a saved model, and never a folder with anything else in it.
+    ``run`` is the config of the run that trained it. ``half`` rounds float32 to bfloat16, in half the space. With
+    ``overwrite`` it may replace a saved model, and never a folder with anything else in it.
     """
     folder = Path(folder).resolve()
     check_place(folder, overwrite)
@@ -215,13 +228,15 @@ def write_saved(folder: str | Path, card: Card, weights: Mapping[str, nn.Module]
         for name, module in weights.items():
             # contiguous copies: convolutions lie channels-last in memory, and tied weights may not share it in a file
             copies = {
-                key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                key: rounded(tensor, half).detach().cpu().clone(memory_format=torch.contiguous_format)
                 for key, tensor in module.state_dict().items()
             }
             safetensors.torch.save_file(copies, staged / name, {"format": "pt"})
         text = json.dumps(to_dict(card), indent=1, ensure_ascii=False, allow_nan=False)
         (staged / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-        (staged / README).write_text(readme(card), encoding="utf-8")
+        (staged / README).write_text(readme(card, run is not None), encoding="utf-8")
+        if run is not None:
+            (staged / RUN).write_text(run, encoding="utf-8")
         for file in staged.iterdir():
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
@@ -236,6 +251,10 @@ def write_saved(folder: str | Path, card: Card, weights: Mapping[str, nn.Module]
     return folder
 
 
+def rounded(tensor: Tensor, half: bool) -> Tensor:
+    return tensor.to(torch.bfloat16) if half and tensor.dtype == torch.float32 else tensor
+
+
 def check_place(folder: Path, overwrite: bool) -> None:
     """Raises ``ConfigError`` where a saved model may not be written to ``folder``."""
     if not folder.exists():
@@ -243,7 +262,7 @@ def check_place(folder: Path, overwrite: bool) -> None:
     if not folder.is_dir():
         raise SavedModelError(f"{folder} is a file: choose another folder")
     found = {file.name for file in folder.iterdir()}
-    if found - {CONFIG, WEIGHTS, AGENT_WEIGHTS, README}:
+    if found - {CONFIG, WEIGHTS, AGENT_WEIGHTS, README, RUN}:
         raise SavedModelError(f"{folder} holds something else than a saved model: choose another folder")
     if found and not overwrite:
         raise SavedModelError(
@@ -251,7 +270,7 @@ def check_place(folder: Path, overwrite: bool) -> None:
         )
 
 
-def readme(card: Card) -> str:
+def readme(card: Card, run: bool) -> str:
     """The model card: front matter as model hubs read it, and how to use what lies beside it."""
     agent, spaces = card.agent, card.spaces
     names = [part.name for part in (card.world_model, agent) if part is not None]
@@ -272,6 +291,7 @@ def readme(card: Card) -> str:
         **{f"version: {key}": value for key, value in card.versions.items()},
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    trained = f"\nTrained by `python scripts/train.py --config {RUN}`, with the file beside this one.\n" if run else ""
     return f"""\
 ---
 library_name: worldmodels
@@ -289,4 +309,4 @@ A latent world model learned from pixels{f", and the agent {agent.name} that act
 ```python
 {use}
 ```
-"""
+{trained}"""

@@ -22,6 +22,7 @@ from worldmodels.envs import resolve_task
 from worldmodels.pretrained import CONFIG, read_card
 from worldmodels.strict import ConfigError, did_you_mean, dump_yaml, from_dict, parse_yaml, read_yaml, to_dict
 from worldmodels.transfer import part_for
+from worldmodels.zoo import find
 
 VALUES = tuple("agent task preset seed env-steps run-dir resume world-model transfer data config".split())
 SWITCHES = ("list-agents", "list-tasks", "print-config", "help")
@@ -221,7 +222,7 @@ def world_model(name: str, catalog: Catalog) -> tuple[Entry, Origin | None]:
     """A world model's config by name, or that of a run or a saved model, and where it comes from."""
     if name in catalog.names("worldmodels"):
         return catalog.entry("worldmodels", name), None
-    path = Path(name)
+    path = find(name)
     if not path.is_dir():
         near = did_you_mean(name, catalog.names("worldmodels"))
         raise ConfigError(f"unknown world model {name!r}: neither a config nor a folder. {near}")
