@@ -54,7 +54,28 @@ class AdamConfig:
         return clip_globally(parameters, self.clip)
 
 
-OptimizerConfig = LaPropConfig | AdamConfig
+@dataclass(frozen=True, kw_only=True)
+class RMSpropConfig:
+    """A3C and its kin (arXiv 1602.01783), I2A: RMSprop behind a clip of the global norm, without momentum.
+
+    nu <- alpha nu + (1 - alpha) g^2;  p <- p - lr g / (sqrt(nu) + eps)
+    """
+
+    type: Literal["rmsprop"]
+    lr: float
+    warmup: int
+    alpha: float
+    eps: float
+    clip: float
+
+    def build(self, parameters: Iterable[Tensor]) -> torch.optim.RMSprop:
+        return torch.optim.RMSprop(parameters, self.lr, alpha=self.alpha, eps=self.eps)
+
+    def clip_gradients(self, parameters: list[Tensor]) -> Norms:
+        return clip_globally(parameters, self.clip)
+
+
+OptimizerConfig = LaPropConfig | AdamConfig | RMSpropConfig
 
 
 @torch.no_grad()
