@@ -33,10 +33,9 @@ def parameters(**parts: torch.nn.Module) -> dict[str, int]:
 
 
 def serve(update: Callable[[], Any], **facts: Any) -> None:
-    """Two updates to warm up, one to count its arithmetic, then one for each line that comes in: its seconds."""
+    """One update to warm up, one to count its arithmetic, then one for each line that comes in: its seconds."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    for _ in range(2):
-        update()
+    update()
     with Counter() as counter:
         update()
     about = facts | {"gflop": counter.flops / 1e9, "threads": torch.get_num_threads()}
