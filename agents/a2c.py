@@ -12,7 +12,7 @@ On-policy by numbers, without a loop of its own: each update has, as the first `
 newest K + 1 steps of every environment: ``replay.newest`` = ``newest`` = ``collect.num_envs`` = N, ``replay.length`` =
 K + 1, ``training.updates_per_env_step`` = 1 / (N K action_repeat), no prefill, no ``pretrain_updates``. Windows then
 follow one another and share one step, whose action is the only one that the policy before the last update chose.
-A reset takes a row of the replay and no env step, so up to N rows in each N episodes are in no window.
+A reset is a step of the replay and no env step, so about one step for each episode is in no window.
 Further windows of the batch, if ``replay.batch`` is more, are older ones and teach the world model alone.
 
 Deviations: features of a world model, which learns from the same steps and has no gradient from here, in place of the

@@ -396,6 +396,79 @@ def test_continuous_candidates_do_not_depend_on_their_order():
     assert agent.code(model, latent, None)[0].shape == (2, 5 + 6)
 
 
+# ---- learning
+
+
+class Trap(WorldModel, Rewarded):
+    """A perfect model of two steps: of three actions one, another in each of 256 places, leads on to a reward of 1."""
+
+    feature_dim, spaces, places = 256 + 2, Spaces((8, 8, 3), 3, True), 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right = torch.randint(3, (self.places,), generator=torch.Generator().manual_seed(7))
+
+    def imagine(self, latent: Where, action: Tensor, generator: Generator | None = None) -> Where:
+        """``last`` is [time, whether it is trapped, 0]: the first action decides, and nothing mends it."""
+        time, trapped = latent.last[:, 0], latent.last[:, 1]
+        wrong = (action.argmax(-1) != self.right[latent.place.long()]).float()
+        trapped = torch.where(time == 0, wrong, trapped)
+        return Where(latent.place, torch.stack([time + 1, trapped, torch.zeros_like(time)], -1))
+
+    def features(self, latent: Where) -> Tensor:
+        return torch.cat([F.one_hot(latent.place.long(), self.places).float(), latent.last[..., :2]], -1)
+
+    def reward(self, latent: Where) -> Tensor:
+        return ((latent.last[..., 0] == 2) & (latent.last[..., 1] == 0)).float()
+
+    def continues(self, latent: Where) -> Tensor:
+        return (latent.last[..., 0] < 2).float()
+
+    def initial(self, batch: int) -> Where:
+        return Where(torch.randint(self.places, (batch,)).float(), torch.zeros(batch, 3))
+
+    def observe(self, latent: Where, *_: Any) -> Where:
+        return latent
+
+    def loss(self, batch: Sequence) -> Any: ...
+
+    def filter(self, batch: Sequence, generator: Generator | None = None) -> Any: ...
+
+    def rollout(self, latent: Where, actions: Tensor, generator: Generator | None = None) -> Any: ...
+
+
+def out_of_the_trap(core: str, seed: int, updates: int) -> float:
+    """The share of first actions that were right, over the last five updates of 64 episodes each."""
+    torch.manual_seed(seed)
+    path = dataclasses.replace(PATH, units=32)
+    agent = i2a_config(core=core, path=path, frame=path, encoded=16, newest=64).build(model := Trap())
+    optimizer, right = torch.optim.Adam(agent.parameters(), 0.01), []
+    for _ in range(updates):
+        steps, actions = [model.initial(64)], []
+        with torch.no_grad():
+            for _ in range(2):
+                actions.append(agent.act(model, steps[-1], agent.initial(64, torch.device("cpu")), explore=True,
+                                         generator=None)[0])  # fmt: skip
+                steps.append(model.imagine(steps[-1], actions[-1]))
+        latent = map_latent(lambda *parts: torch.stack(parts, 1), *steps)
+        reward, last = model.reward(latent), latent.last[..., 0] == 2
+        batch = Sequence(
+            torch.zeros(64, 3, 8, 8, 3, dtype=torch.uint8), torch.stack([*actions, actions[-1]], 1), reward,
+            latent.last[..., 0] == 0, last, last, torch.zeros(64, 3),
+        )  # fmt: skip
+        losses = agent.loss(model, latent, batch)
+        optimizer.zero_grad()
+        sum(agent.scales[name] * term for name, term in losses.terms.items()).backward()
+        optimizer.step()
+        right.append(reward[:, 2].mean().item())
+    return sum(right[-5:]) / 5
+
+
+def test_with_a_perfect_model_it_gets_out_of_a_trap_before_the_copy_model_does():
+    found = {core: sorted(out_of_the_trap(core, seed, 32) for seed in range(3))[1] for core in ("model", "copy")}
+    assert found["model"] > 0.95 and found["copy"] < 0.75, found
+
+
 # ---- what is refused, and the optimiser
 
 
