@@ -1,9 +1,9 @@
 """The contract that every agent fulfils: it sees latents through a world model's features, never pixels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -84,16 +84,53 @@ class Planning(ABC):
         """The actions that it would take from each latent if it never planned again."""
 
 
+class Evolving(ABC):
+    """Capability of an agent: tries N variations of itself, candidates of D numbers each, and learns what they earn.
+
+    No gradients. What it learns is in buffers, so that a checkpoint has it.
+    """
+
+    where: Literal["dream", "world"]
+    """Whether candidates are to be tried by ``dream`` or in real environments."""
+    rollouts: int
+    """Episodes of each candidate in a generation; all candidates have the same starts."""
+
+    @abstractmethod
+    def ask(self, generator: Generator | None) -> Float[Tensor, "N D"]:
+        """The candidates of the next generation."""
+
+    @abstractmethod
+    def act_as(self, model: WorldModel, latent: Latent, candidate: Float[Tensor, "B D"]) -> Float[Tensor, "B A"]:
+        """What each candidate does in its latent, without exploring."""
+
+    @abstractmethod
+    def dream(
+        self, model: WorldModel, start: Latent, candidates: Float[Tensor, "N D"], generator: Generator | None
+    ) -> Float[Tensor, "N R"]:
+        """The undiscounted return of each candidate in a dream from each of R starts."""
+
+    @abstractmethod
+    def tell(self, candidates: Float[Tensor, "N D"], returns: Float[Tensor, "N R"]) -> dict[str, float]:
+        """Learn from what the candidates that were asked for have earned; metrics to log."""
+
+
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Gradients pass through these modules, never into their parameters."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
+    with held([p for module in modules for p in module.parameters()]):
+        yield
+
+
+@contextmanager
+def held(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """No gradient reaches these parameters."""
+    held = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in held:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in held:
             parameter.requires_grad_(True)
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from agents.training.optim import OptimizerConfig
+from agents.training.sections import CollectConfig, LearnPhase, ReplayConfig, TrainingConfig, at_least
 from worldmodels.envs import EnvConfig
 from worldmodels.strict import (
     ConfigError,
@@ -27,81 +28,12 @@ from worldmodels.strict import (
 )
 
 SECTIONS = ("env", "collect", "replay", "optimizers", "training")
+UNTIL_PHASES = {
+    "phases": [{"type": "offline"}, {"type": "online"}],
+    "rounds": 1,
+}  # what runs did that say nothing of it
 KINDS = {"agents": "agent", "worldmodels": "world model"}  # by folder of ``configs``, what errors call its files
 HEADS = {"agents": ("type", "world_model"), "worldmodels": ("type",)}  # the names that such a file has to give
-
-
-def at_least(config: Any, least: float, *names: str) -> None:
-    """Check fields of a config; the error begins with the field's name, from which ``from_dict`` makes its path."""
-    for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
-
-
-def above(config: Any, bound: float, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= bound:
-            raise ValueError(f"{name} must be more than {bound}, got {getattr(config, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectConfig:
-    """How experience is gathered."""
-
-    num_envs: int  # environments that act at the same time
-    workers: Literal["serial", "process"]  # in this process, or one process for each environment
-    prefill: int  # env_steps with random actions before the first update
-    worker_timeout_s: float  # how long one step of an environment may take before its worker is given up
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "num_envs")
-        at_least(self, 0, "prefill")
-        above(self, 0, "worker_timeout_s")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
-    """What is remembered, and how much of it is learned from at once."""
-
-    capacity: int  # steps kept in memory; the oldest go first
-    batch: int  # sequences in one update
-    length: int  # steps in one sequence
-    latents: bool  # keep latents with the steps and start sequences from them (DreamerV3's replay context)
-    newest: int  # sequences of each batch that are the newest ones not yet seen
-    device: Literal["auto", "cpu", "cuda"]  # where images are kept; auto: with the model if they fit
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch")
-        at_least(self, 2, "length")  # a step is learned from with the one after it
-        at_least(self, 0, "newest")
-        at_least(self, self.length, "capacity")
-        if self.newest > self.batch:
-            raise ValueError(f"newest must be at most batch ({self.batch}), got {self.newest}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long, how often, how fast."""
-
-    env_steps: int  # simulator control steps in all, prefill and action repeats included; 0: learn from data alone
-    updates_per_env_step: float  # learner updates for each env_step after the prefill
-    pretrain_updates: int  # updates after the prefill before acting goes on
-    offline_updates: int  # updates on data alone, before the first env_step
-    precision: Literal["auto", "fp32", "bf16"]  # of the networks; auto: bf16 where the hardware has it. Losses: fp32
-    threads: int  # CPU threads of the learner; 0: all
-    device: Literal["auto", "cpu", "cuda"]  # where the networks are
-    block_env_steps: int  # env_steps collected and learned from as one Lightning epoch; saving happens between two
-    eval_every: int  # env_steps between evaluations; 0: none
-    eval_episodes: int  # episodes of one evaluation
-    video_every: int  # env_steps between videos of acting and imagining; 0: none
-    log_every_s: float  # seconds between lines in metrics.jsonl
-    checkpoint_every_s: float  # seconds between checkpoints
-    wandb: bool  # log to Weights & Biases too; needs the extra of that name
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "env_steps", "updates_per_env_step", "pretrain_updates", "offline_updates", "threads")
-        at_least(self, 0, "eval_every", "video_every", "log_every_s", "checkpoint_every_s")
-        at_least(self, 1, "eval_episodes", "block_env_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +57,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
+        for phase in self.training.phases:
+            unknown = sorted(set(phase.optimizers) - set(self.optimizers)) if isinstance(phase, LearnPhase) else []
+            if unknown:
+                known = ", ".join(self.optimizers)
+                raise ValueError(f"training phases: learn moves {', '.join(unknown)}, and the optimizers are {known}")
 
 
 class Said(NamedTuple):
@@ -305,8 +242,11 @@ def compose(
                 layers.add(in_run(part, said.presets.get(preset, {})), f"{said.source} (preset {preset})")
     for data, source in [*([saved] if saved else []), *files]:
         layers.add(data, source)
+    known = layers.data["optimizers"] or {}
+    if "optimizers" in overrides:
+        overrides = {**overrides, "optimizers": undotted(overrides["optimizers"], known)}
     for name in overrides.get("optimizers", {}):
-        if name not in (known := layers.data["optimizers"] or {}):
+        if name not in known:
             near = did_you_mean(name, known)
             raise ConfigError(f"command line: optimizers.{name}: {agent.name} has no such optimizer. {near}")
     layers.add(overrides, "command line")
@@ -316,6 +256,16 @@ def compose(
     names = {"agent_name": agent.name, "agent_type": agent.type, "task": task, "preset": list(presets)}
     layers.add({**names, "world_model_name": world_model.name, "world_model_type": world_model.type}, "command line")
     return from_layers(layers.data, layers.sources, catalog, agent.source, world_model.source)
+
+
+def undotted(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Settings of optimisers whose names have dots: ``--optimizers.model.vae.lr`` came as ``{model: {vae: {lr}}}``."""
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        parts = value if isinstance(value, Mapping) and name not in known else {}
+        dotted = {f"{name}.{part}": inner for part, inner in parts.items()}
+        flat |= dotted if dotted.keys() & set(known) else {name: value}
+    return flat
 
 
 def in_run(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,6 +289,8 @@ def load_config(path: Path, catalog: Catalog | None = None) -> RunConfig:
     for key in ("agent_type", "world_model_type"):
         if not isinstance(data.get(key), str):
             raise ConfigError(f"{path}: {key}: expected a name, got {show(data.get(key))}; is this the file of a run?")
+    if isinstance(data.get("training"), dict):
+        data["training"] = UNTIL_PHASES | data["training"]
     return from_layers(data, str(path), catalog or shipped(), str(path), str(path))
 
 

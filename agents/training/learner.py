@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.base import Agent
+from agents.base import Agent, held
 from agents.training.lightning import LightningModule
 from agents.training.optim import OptimizerConfig
 from worldmodels.base import Latent, Losses, Storing, WorldModel, on_device
@@ -15,8 +15,9 @@ from worldmodels.replay.memory import Replay, Sample
 class Learner(LightningModule):
     """A world model and an agent that learn together from replayed sequences.
 
-    ``optimizers`` names what each optimiser trains: ``all``, or parts: ``model`` (the world model) and names of the
-    agent's own submodules, such as ``actor`` and ``critic``. Together they must cover every trainable parameter once.
+    ``optimizers`` names what each optimiser trains: ``all``, or parts: ``model`` (the world model) or parts of it such
+    as ``model.vae``, and names of the agent's own submodules, such as ``actor`` and ``critic``. Together they must
+    cover every trainable parameter once. In a phase where only some are ``moving``, what the others train is held.
     The agent's loss sees the posterior with its graph, and each loss term says itself what it must not reach, so one
     backward through the sum gives every optimiser its own gradients.
     """
@@ -36,33 +37,50 @@ class Learner(LightningModule):
         self.optimizer_configs = optimizers
         self.model_scales = model_scales
         self.autocast_enabled = precision == "bf16"
+        self.moving: tuple[str, ...] | None = None  # the optimisers that move in the phase under way; None: all
+        self.made: list[torch.optim.Optimizer] = []  # once, for all phases
         self.updates = 0
+        """Changes of weights so far; a generation of what evolves counts as one."""
         self.metrics: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        groups = parameter_groups(self.model, self.agent, list(self.optimizer_configs))
-        return [config.build(groups[name]) for name, config in self.optimizer_configs.items()]
+        if not self.made:
+            groups = parameter_groups(self.model, self.agent, list(self.optimizer_configs))
+            self.made = [config.build(groups[name]) for name, config in self.optimizer_configs.items()]
+        return self.made
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
         # the index stays on the CPU, where the replay needs it
         return Sample(on_device(batch.sequence, device), batch.index)
 
     def training_step(self, sample: Sample, _: int) -> None:
-        # own autocast: Lightning's forbids the cache of cast weights, and the RSSM would cast them at every time step
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_enabled):
-            latent, model_losses = self.model.loss(sample.sequence)
-            agent_losses = self.agent.loss(self.model, latent, sample.sequence)
-        total = weighted(model_losses, self.model_scales, "world model")
-        total = total + weighted(agent_losses, self.agent.scales, "agent")
-        for optimizer in self._optimizers():
-            optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(total)
+        with held(self.standing()):
+            latent, model_losses, agent_losses, total = self.losses(sample)
+            for optimizer in self._optimizers():
+                optimizer.zero_grad(set_to_none=True)
+            self.manual_backward(total)
         metrics = {"total": total.detach()} | self.move_weights()
         self.remember(sample, latent)
         for room, losses in (("model", model_losses), ("agent", agent_losses)):
             for part in losses:
                 metrics |= {f"{room}/{name}": value.detach() for name, value in part.items()}
         self.metrics = metrics
+
+    def losses(self, sample: Sample) -> tuple[Latent, Losses, Losses, Tensor]:
+        """The posterior, both rooms' losses and their weighted sum."""
+        # own autocast: Lightning's forbids the cache of cast weights, and the RSSM would cast them at every time step
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_enabled):
+            latent, model_losses = self.model.loss(sample.sequence)
+            agent_losses = self.agent.loss(self.model, latent, sample.sequence)
+        total = weighted(model_losses, self.model_scales, "world model")
+        return latent, model_losses, agent_losses, total + weighted(agent_losses, self.agent.scales, "agent")
+
+    def standing(self) -> list[Tensor]:
+        """What is not trained in the phase under way."""
+        if self.moving is None:
+            return []
+        still = [made for name, made in zip(self.optimizer_configs, self.made, strict=True) if name not in self.moving]
+        return [parameter for optimizer in still for parameter in optimizer.param_groups[0]["params"]]
 
     def _optimizers(self) -> list[Any]:
         optimizers: Any = self.optimizers()
@@ -72,6 +90,8 @@ class Learner(LightningModule):
         """Clip, step, and move the agent's targets; the norms of the gradients before and after clipping."""
         metrics = {}
         for (name, config), optimizer in zip(self.optimizer_configs.items(), self._optimizers(), strict=True):
+            if self.moving is not None and name not in self.moving:
+                continue
             group = optimizer.param_groups[0]
             norms = config.clip_gradients(group["params"])
             metrics |= {f"gradient_norm/{name}": norms.before, f"gradient_norm_clipped/{name}": norms.after}
@@ -104,12 +124,16 @@ def parameter_groups(model: WorldModel, agent: Agent, names: list[str]) -> dict[
     everything = [p for module in (model, agent) for p in module.parameters() if p.requires_grad]
     if names == ["all"]:
         return {"all": everything}
-    parts = {"model": model} | dict(agent.named_children())
-    groups = {}
+    inner = {f"model.{name}": part for name, part in model.named_children()}
+    parts = {"model": model} | inner | dict(agent.named_children())
+    groups, taken = {}, set()
     for name in names:
         if name not in parts:
             raise ValueError(f"no part {name!r} for an optimiser: there are {sorted(parts)}, or 'all' by itself")
         groups[name] = [p for p in parts[name].parameters() if p.requires_grad]
-    if sum(map(len, groups.values())) != len(everything):
+        if taken & {id(p) for p in groups[name]}:
+            raise ValueError(f"the optimisers {names} train something twice: take a part or parts of it, not both")
+        taken |= {id(p) for p in groups[name]}
+    if len(taken) != len(everything):
         raise ValueError(f"the optimisers {names} leave parameters untrained: there are {sorted(parts)}, or 'all'")
     return groups

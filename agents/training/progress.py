@@ -32,15 +32,16 @@ class Progress:
         self._totals, self._counts = (total_env_steps, total_updates), (env_steps, updates)
         self._window, self._stream, self._clock = window, stream or sys.stdout, clock
         self._return: float | None = None
+        self._about = ""
         self._lost, self._paused_at = 0.0, None
         self._samples = deque([(clock(), *self._counts)])
         self._live = _LiveLine(self._stream) if self._stream.isatty() else None
         self._every = 0.2 if self._live else every
         self._printed_at, self._printed = clock(), None
 
-    def update(self, env_steps: int, updates: int, episode_return: float | None = None) -> None:
-        """Call as often as you like; ``episode_return`` when an episode has ended."""
-        self._counts = (env_steps, updates)
+    def update(self, env_steps: int, updates: int, episode_return: float | None = None, about: str = "") -> None:
+        """Call as often as you like; ``episode_return`` when an episode has ended, ``about`` what is being done."""
+        self._counts, self._about = (env_steps, updates), about
         self._return = self._return if episode_return is None else episode_return
         now = self._running_time()
         if now - self._samples[-1][0] >= self._window / 60:
@@ -91,11 +92,12 @@ class Progress:
             f"{name} {_count(count)}{f'/{_count(total)}' if total else ''}"
             for name, count, total in zip(("env", "updates"), self._counts, self._totals, strict=True)
         ]
-        shown = [] if self._return is None else [f"return {self._return:.1f}"]
+        shown = [self._about] if self._about else []
+        shown += [] if self._return is None else [f"return {self._return:.1f}"]
         rates = self._rates()
         if rates is not None:
             shown += [f"{_rate(rates[0])} env steps/s", f"{_rate(rates[1])} updates/s"]
-            goal = 0 if self._totals[0] else 1
+            goal = self._goal()
             if rates[goal] > 0:
                 shown.append(f"{_duration(max(0, self._totals[goal] - self._counts[goal]) / rates[goal])} left")
         return " · ".join(counts + shown)
@@ -110,10 +112,14 @@ class Progress:
     def _show(self) -> None:
         self._printed_at, self._printed = self._clock(), self._counts
         if self._live:
-            goal = 0 if self._totals[0] else 1
+            goal = self._goal()
             self._live.show(self.line(), self._counts[goal], self._totals[goal])
         else:
             self.note(self.line())
+
+    def _goal(self) -> int:
+        """Which of the two counts there is most to wait for: env steps, then updates where they have a total too."""
+        return 0 if self._totals[0] and (self._counts[0] < self._totals[0] or not self._totals[1]) else 1
 
     def _running_time(self) -> float:
         return (self._clock() if self._paused_at is None else self._paused_at) - self._lost

@@ -7,12 +7,10 @@ was a saved one), ``data.txt`` (the folder that ``--data`` named; correct it the
 """
 
 import json
-import logging
 import platform
 import random
 import shlex
 import sys
-import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, Evolving
 from agents.pretrained import plan_transfer
 from agents.training import checkpoint
 from agents.training.allocator import keep_freed_memory
@@ -30,11 +28,11 @@ from agents.training.cli import Command
 from agents.training.collect import Collector
 from agents.training.config import RunConfig, save_config
 from agents.training.devices import choose_device, choose_precision
+from agents.training.drive import carry_out
 from agents.training.evaluate import FIRST_SEED
 from agents.training.learner import Learner
-from agents.training.lightning import Trainer
-from agents.training.phases import Offline, Online, Phase
 from agents.training.policies import AgentPolicy
+from agents.training.schedule import OFFLINE, Schedule, check_needs, evolving, planned_env_steps, planned_updates
 from agents.training.watch import LearningFailedError, Watch
 from worldmodels.base import Spaces, Storing, WorldModel
 from worldmodels.envs import EnvPool
@@ -45,7 +43,6 @@ from worldmodels.replay.memory import Replay
 from worldmodels.replay.store import EpisodeStore
 from worldmodels.strict import from_dict
 
-OFFLINE = "--training.offline-updates"
 PACKAGES = ("torch", "lightning", "numpy", "mujoco", "dm-control", "gymnasium")
 
 
@@ -80,7 +77,7 @@ class Run:
         if command.data is not None:
             # a dataset has no latents, and none that training makes are kept
             self.dataset, spaces, fingerprint = load_dataset(command.data, seed=config.seed)
-        if config.training.env_steps:
+        if planned_env_steps(config.training):
             seeds = env_seeds(config, self.folder)
             self.pool = EnvPool(config.task, config.env, seeds, config.collect.workers, config.collect.worker_timeout_s)
         if command.data is not None:
@@ -108,11 +105,12 @@ class Run:
             choose_precision(config.training.precision, self.device),
         )
         self.collector = self._collector(state["env_steps"] if state else 0) if self.pool is not None else None
-        self.phases = self._phases()
+        check_needs(self)
+        self.schedule = Schedule(self)
 
     @property
     def env_steps(self) -> int:
-        return self.collector.env_steps if self.collector else 0
+        return (self.collector.env_steps if self.collector else 0) + self.schedule.tally.tried
 
     @property
     def updates(self) -> int:
@@ -152,27 +150,18 @@ class Run:
         policy = AgentPolicy(self.model, self.agent, pool.num_envs, explore=True, seed=config.seed)
         return Collector(pool, policy, replay, store, config.collect.prefill)
 
-    def _phases(self) -> list[Phase]:
-        phases: list[Phase] = []
-        if self.dataset is not None and not self.config.training.offline_updates:
-            raise ValueError(f"--data needs a number of updates to make on it: {OFFLINE} 10000")
-        if self.dataset is None and self.config.training.offline_updates:
-            raise ValueError(f"{OFFLINE} needs recorded data to make them on: --data DIR")
-        if self.dataset is not None:
-            phases.append(Offline(self.config, self.learner, self.dataset))
-        if self.collector is not None:
-            phases.append(Online(self.config, self.learner, self.collector, self.collector.replay))
-        return phases
+    @property
+    def plays(self) -> bool:
+        """Whether there is a behaviour to evaluate, rather than a world model alone."""
+        return self.collector is not None or self.schedule.evolves
 
-    def optimizers(self) -> list[Any]:
-        """Those that Lightning has made for the phase under way; not its wrappers, which would keep a loaded state.
-
-        None where a run only takes a saved world model over and learns nothing.
-        """
-        if not self.phases:
-            return []
-        optimizers = self.learner.optimizers(use_pl_optimizer=False)
-        return optimizers if isinstance(optimizers, list) else [optimizers]
+    def totals(self) -> tuple[int, int]:
+        """Env steps and updates that are planned; 0 where they are not known, or updates that follow from env steps."""
+        training = self.config.training
+        env_steps, updates = planned_env_steps(training), planned_updates(training)
+        if self.schedule.evolves and isinstance(self.agent, Evolving) and self.agent.where == "world":
+            return 0, updates
+        return env_steps, updates if evolving(training) or not env_steps else 0
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
@@ -183,7 +172,8 @@ class Run:
             "filmed_at": self.filmed_at,
             "model": self.model.state_dict(),
             "agent": self.agent.state_dict(),
-            "optimizers": [checkpoint.plain(optimizer.state_dict()) for optimizer in self.optimizers()],
+            "optimizers": [checkpoint.plain(optimizer.state_dict()) for optimizer in self.learner.made],
+            "schedule": self.schedule.tally.state_dict(),
             "rng": checkpoint.random_state(),
             "fingerprint": self.fingerprint,
             "spaces": checkpoint.plain(self.spaces.__dict__),
@@ -215,6 +205,8 @@ class Run:
             module.load_state_dict(state[room])
         self.learner.updates = state["updates"]
         self.evaluated_at, self.filmed_at = state["evaluated_at"], state["filmed_at"]
+        if "schedule" in state:  # not in checkpoints of runs before there was one
+            self.schedule.tally.load_state_dict(state["schedule"])
         if self.dataset is not None and state["dataset"] is not None:
             extent, before = self.dataset.state_dict(), state["dataset"]
             if not torch.equal(extent["end"], before["end"]):
@@ -224,11 +216,13 @@ class Run:
         same_world = warn_of_differences(state["fingerprint"], self.fingerprint, "the checkpoint")
         if self.collector is not None and state["collector"] is not None:
             self.collector.load_state_dict(state["collector"], same_world=same_world)
+            self.schedule.adopt(self.collector.env_steps - state["collector"]["env_steps"])
 
     def load_optimizers(self, state: dict[str, Any]) -> None:
-        """To be called last, when Lightning has made the optimisers; a run that learned nothing had none."""
-        for optimizer, saved in zip(self.optimizers(), state["optimizers"], strict=bool(state["updates"])):
-            optimizer.load_state_dict(saved)
+        """To be called last, when Lightning is ready; a run that learned nothing by gradients had none."""
+        if state["optimizers"]:
+            for optimizer, saved in zip(self.learner.configure_optimizers(), state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         checkpoint.set_random_state(state["rng"])
 
     def close(self) -> None:
@@ -287,28 +281,34 @@ def _train(command: Command) -> int:
         stack.callback(run.close)
         if state is not None:
             run.load(state)
-            if all(phase.finished for phase in run.phases):
-                goal = run.config.training.env_steps or run.config.training.offline_updates
+            if run.schedule.next() is None:
+                goal = " and ".join(map(str, filter(None, run.totals())))
                 print(
                     f"nothing to do: {run.folder} has made {run.env_steps} env steps and {run.updates} updates, and "
-                    f"{goal} are asked for; to go on, give a larger {'--env-steps' if run.pool else OFFLINE}",
+                    f"{goal} are asked for; to go on, give a larger {larger(run)}",
                     file=sys.stderr,
                 )
                 return 0
         describe(run, command)
-        if not run.phases:
+        if not run.schedule.phases:
             run.save()
             print(f"taken over as it is, nothing learned: python scripts/evaluate.py {run.folder}", file=sys.stderr)
             return 0
         watch = Watch(run, state, resumed=command.resume is not None)
         stack.callback(watch.close)
-        for phase in run.phases:
-            if not phase.finished and not watch.stopped:
-                fit(run, phase, watch)
+        while not watch.stopped and (phase := run.schedule.next()) is not None:
+            carry_out(run, phase, watch)
         if not watch.stopped:
             say = shlex.quote(str(run.folder))
             print(f"finished; python scripts/evaluate.py {say} or scripts/imagine.py {say}", file=sys.stderr)
         return watch.stopped
+
+
+def larger(run: Run) -> str:
+    """The setting that decides how long a run goes on."""
+    if evolving(run.config.training):
+        return "number in --training.phases, or --training.rounds"
+    return "--env-steps" if run.pool else OFFLINE
 
 
 def never_began(folder: Path) -> bool:
@@ -335,36 +335,6 @@ def read_data_folder(folder: Path) -> Path | None:
     """The data that a run learned from when it began, if any."""
     file = folder / "data.txt"
     return Path(file.read_text(encoding="utf-8").strip()) if file.is_file() else None
-
-
-def fit(run: Run, phase: Phase, watch: Watch) -> None:
-    """Hand one phase to Lightning."""
-    watch.phase, run.learner.replay = phase, phase.replay
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # else it lists the devices it does not use
-    with warnings.catch_warnings():
-        # a stream has neither workers nor a real length, and both are as intended
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*Your `IterableDataset` has `__len__` defined.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")  # Lightning 2.6 on torch 2.13
-        trainer = Trainer(
-            max_epochs=-1,
-            accelerator="gpu" if run.device.type == "cuda" else "cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[watch],
-        )
-        # its own generator: a loader draws a seed for each block, and blocks must not matter to what comes after them
-        loader = torch.utils.data.DataLoader(phase, batch_size=None, num_workers=0, generator=torch.Generator())
-        try:
-            trainer.fit(run.learner, loader)
-        except LearningFailedError:
-            raise
-        except Exception as error:
-            watch.explain(error)
-            raise
 
 
 def warn_of_differences(old: dict[str, str], new: dict[str, str], what: str) -> bool:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agents.training import checkpoint
 from agents.training.evaluate import evaluate_agent, evaluate_baselines, evaluation_seeds, stage_of, windows
 from agents.training.film import COLUMNS, CONTEXT, HORIZON, can_film, film_imagination, film_policy
 from agents.training.lightning import Callback, LightningModule, Trainer
 from agents.training.logging import MeanMetrics, MetricsLog
-from agents.training.phases import Online, Phase
+from agents.training.phases import Phase
 from agents.training.progress import Progress
 from agents.training.video import write_json
 from worldmodels.base import Sequence
@@ -45,7 +46,6 @@ class Watch(Callback):
         """The number of a signal that came; the run can be resumed."""
         self.aside = False
         """Whether what is going on changes nothing that the run depends on."""
-        self.optimizers: list[dict[str, Any]] = []  # states at the end of the phase before
         counts = (run.env_steps, run.updates)
         # not "log": Lightning overwrites that attribute of its callbacks
         self.metrics_log = MetricsLog(
@@ -53,12 +53,13 @@ class Watch(Callback):
             resumed_at=counts if resumed else None,
             wandb=run.config.training.wandb,
             config=to_dict(run.config),
-            axis="env_steps" if run.collector else "updates",
+            axis="updates" if run.totals()[1] or not run.collector else "env_steps",
         )
         training = run.config.training
+        totals = run.totals()
         self.progress = Progress(
-            training.env_steps,
-            total_updates=0 if training.env_steps else training.offline_updates,
+            totals[0],
+            total_updates=totals[1],
             env_steps=counts[0],
             updates=counts[1],
             every=training.log_every_s,
@@ -68,13 +69,14 @@ class Watch(Callback):
         self.logged_at = self.saved_at = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """A phase begins, or is gone on with."""
         # here, after Lightning's own handlers: these end the block and save instead of raising in the middle of one
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         run = self.run
-        if self.optimizers:  # of the phase before; Lightning has made new ones
-            for optimizer, before in zip(run.optimizers(), self.optimizers, strict=True):
-                optimizer.load_state_dict(before)
         if self.state is not None:
             run.load_optimizers(self.state)
             self.state = None
@@ -89,18 +91,29 @@ class Watch(Callback):
             raise Stopped
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.means.add(self.run.learner.metrics)
+        self.worked(self.run.learner.metrics)
+
+    def worked(self, metrics: dict[str, Tensor]) -> None:
+        """After every update, and every step of a phase that makes none."""
+        assert self.phase is not None
+        if metrics:
+            self.means.add(metrics)
         self._take_episodes()
-        self.progress.update(self.run.env_steps, self.run.updates, self.episodes[-1][0] if self.episodes else None)
+        last = self.episodes[-1][0] if self.episodes else None
+        self.progress.update(self.run.env_steps, self.run.updates, last, self.phase.about)
         if time.monotonic() - self.logged_at >= self.run.config.training.log_every_s:
             self._log()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = self.after_block()
+
+    def after_block(self) -> bool:
+        """What is periodic; whether the phase is over, or has to end because a signal came."""
         run, training = self.run, self.run.config.training
         assert self.phase is not None
         self._take_episodes()
         self._log()
-        due = crossed(run.evaluated_at, run.env_steps, training.eval_every) or self.phase.finished
+        due = self.phase.evaluates(crossed(run.evaluated_at, run.env_steps, training.eval_every))
         if due and not self.stopped:
             self._evaluate_aside()
         ending = self.phase.finished or bool(self.stopped)  # once: a signal after this is for the next block
@@ -110,10 +123,7 @@ class Watch(Callback):
             if self.stopped:
                 command = f"python scripts/train.py --resume {shlex.quote(str(run.folder))}"
                 self.progress.note(f"saved {path}; go on with: {command}")
-        trainer.should_stop = ending
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.optimizers = [optimizer.state_dict() for optimizer in self.run.optimizers()]
+        return ending
 
     def explain(self, error: Exception) -> None:
         """Raises ``LearningFailedError`` where an error came of numbers that nobody has looked at yet."""
@@ -148,9 +158,9 @@ class Watch(Callback):
             self.progress.resume()
 
     def _take_episodes(self) -> None:
-        if isinstance(self.phase, Online):
-            self.episodes += self.phase.finished_episodes
-            self.phase.finished_episodes = []
+        assert self.phase is not None
+        self.episodes += self.phase.finished_episodes
+        self.phase.finished_episodes = []
 
     def _log(self) -> None:
         """Write the means since the last time."""
@@ -172,10 +182,12 @@ class Watch(Callback):
     def evaluate(self) -> None:
         """Play evaluation episodes, log their returns, film what is imagined about them."""
         run, training = self.run, self.run.config.training
-        crossing = crossed(run.filmed_at, run.env_steps, training.video_every)
-        # on data alone env steps stand still, and this is called once, at the end
-        filming = can_film(run.model) and (crossing if run.collector else training.video_every > 0)
-        if run.collector is None:
+        assert self.phase is not None
+        wanted = crossed(run.filmed_at, run.env_steps, training.video_every)
+        if self.phase.films_itself or run.collector is None:  # env steps stand still
+            wanted = training.video_every > 0 and self.phase.finished
+        filming = can_film(run.model) and wanted
+        if not run.plays:
             assert run.dataset is not None
             if filming:
                 self.film(evenly_spaced(run.dataset))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from torch import Generator, Tensor
 
 from worldmodels.base import Sequence, Spaces
 from worldmodels.envs.base import Step
@@ -201,6 +201,15 @@ class Replay:
         index = counter * self.num_streams + stream[:, None]
         step = index.to(self.device)
         return Sample(Sequence(**columns, prev_action=prev_action, context=context, step=step), index)
+
+    def first_images(self, count: int, generator: Generator) -> UInt8[Tensor, "N h w c"]:
+        """The first images of episodes held, drawn with replacement. Raises ``ValueError`` where none is held."""
+        held = self._held()
+        firsts = held[self._rows["is_first"].index_select(0, held.to(self.device)).cpu()]
+        if not len(firsts):
+            raise ValueError("no episode's beginning is in the replay: raise replay.capacity, or collect more")
+        drawn = torch.randint(len(firsts), (count,), generator=generator, device=generator.device).cpu()
+        return self._select(self._rows["obs"], firsts[drawn])
 
     def write_back(self, index: Int64[Tensor, "B T"], packed: UInt8[Tensor, "B T L"]) -> None:
         """Refresh the latents of a sampled batch; steps that were overwritten since are skipped.
