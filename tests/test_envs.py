@@ -549,6 +549,33 @@ class Clock(gymnasium.Env):
         return obs, 1.5, self.count == self.end_at, False, {}
 
 
+class Screen(Clock):
+    """Shows the image among other things, as VizDoom does."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        health = gymnasium.spaces.Box(0, 1, (1,))
+        self.observation_space = gymnasium.spaces.Dict({"health": health, "screen": self.observation_space})
+
+    def reset(self, seed=None, options=None):
+        obs, info = super().reset(seed, options)
+        return {"health": np.ones(1, np.float32), "screen": obs}, info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return {"health": np.zeros(1, np.float32), "screen": obs}, *rest
+
+
+def test_the_screen_of_a_gymnasium_observation_is_shown():
+    gymnasium.register("Screen-v0", Screen, disable_env_checker=True)
+    try:
+        env = make_env("gym:Screen-v0", config("gym", size=10), 0)
+        first = env.reset(seed=3)
+        assert first.obs.shape == (10, 10, 3) and (env.step(np.eye(3)[1]).obs == first.obs + 10).all()
+    finally:
+        gymnasium.registry.pop("Screen-v0", None)
+
+
 @pytest.fixture
 def clock():
     def make(task_seed=0, limit=None, changes=None, **kwargs):

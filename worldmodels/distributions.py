@@ -6,6 +6,7 @@ likelihood up to a constant). Samples come from uniform or normal noise of an ex
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -35,14 +36,38 @@ def unimix(logits: Float[Tensor, "*B K"], share: float, dim: int = -1) -> Float[
     return F.log_softmax(logits.float(), dim) if share == 0 else torch.log(mixed(logits, share, dim))
 
 
+class CommonNoise(Generator):
+    """A generator of common random numbers, seeded from another one: what is compared has the same luck.
+
+    The rows of noise, along its first axis, are ``copies`` groups one after the other, all with the same numbers. Where
+    the rows do not divide into so many groups, each has its own.
+    """
+
+    def __new__(cls, generator: Generator, copies: int) -> "CommonNoise":
+        return super().__new__(cls, device=generator.device)  # pyright: ignore[reportCallIssue]
+
+    def __init__(self, generator: Generator, copies: int):
+        self.copies = copies
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        self.manual_seed(int(seed))
+
+
 def random_uniform(shape: torch.Size | tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
     """Uniform noise in [0, 1), float32, on the device of ``like``."""
-    return torch.rand(shape, generator=generator, device=like.device)
+    return _random(torch.rand, tuple(shape), like, generator)
 
 
 def random_normal(shape: torch.Size | tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
     """Standard normal noise, float32, on the device of ``like``."""
-    return torch.randn(shape, generator=generator, device=like.device)
+    return _random(torch.randn, tuple(shape), like, generator)
+
+
+def _random(draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
+    copies = generator.copies if isinstance(generator, CommonNoise) and shape else 1
+    if copies == 1 or shape[0] % copies:
+        return draw(shape, generator=generator, device=like.device)
+    group = draw((shape[0] // copies, *shape[1:]), generator=generator, device=like.device)
+    return group.repeat(copies, *[1] * (len(shape) - 1))
 
 
 def sample_one_hot(probs: Tensor, dim: int, generator: Generator | None) -> Tensor:

@@ -12,7 +12,8 @@ from worldmodels.envs.base import Env, EnvConfig, Step, checked_action
 
 
 class GymnasiumEnv(Env):
-    """A registered id. Its observation is shown if it is an image, uint8 [h, w, 1 or 3], and ``rgb_array`` if not.
+    """A registered id. Its observation, or the ``screen`` of it, is shown if it is an image, uint8 [h, w, 1 or 3], and
+    ``rgb_array`` if not.
 
     ``ValueError`` for an unknown id, one whose package is missing, and spaces other than Box and Discrete.
     """
@@ -99,7 +100,11 @@ def _make(name: str) -> tuple[Any, bool]:
             import ale_py  # pyright: ignore[reportMissingImports]  # an extra; its games are registered by this
 
             gymnasium.register_envs(ale_py)
-        env = gymnasium.make(name)
+        if name.startswith("Vizdoom"):
+            from vizdoom import gymnasium_wrapper  # pyright: ignore[reportMissingImports]  # an extra, as above
+
+            gymnasium.register_envs(gymnasium_wrapper)
+        env = _screen_of(gymnasium.make(name))
         if _is_image(env.observation_space):
             return env, True
         modes = env.metadata.get("render_modes", [])
@@ -115,6 +120,16 @@ def _make(name: str) -> tuple[Any, bool]:
     except gymnasium.error.Error as error:
         near = difflib.get_close_matches(name, list(gymnasium.registry), n=1, cutoff=0)
         raise ValueError(f"cannot make 'gym:{name}' ({error}). Did you mean 'gym:{near[0]}'?") from error
+
+
+def _screen_of(env: Any) -> Any:
+    """The environment with the image alone where it shows a ``screen`` among other things, as VizDoom does."""
+    from gymnasium import spaces, wrappers
+
+    space = env.observation_space
+    if not isinstance(space, spaces.Dict) or "screen" not in space.spaces:
+        return env
+    return wrappers.TransformObservation(env, lambda obs: obs["screen"], space["screen"])
 
 
 def _is_image(space: Any) -> bool:
