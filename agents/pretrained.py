@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, Evolving
 from agents.training import checkpoint, cli
 from agents.training.config import RunConfig, load_config
 from agents.training.policies import AgentPolicy
@@ -128,7 +128,7 @@ def load_with_agent(source: str | Path, name: str, settings: list[str], device: 
         )
     model = build(saved)
     agent = config.agent.build(model)
-    if any(True for _ in agent.parameters()):
+    if any(True for _ in agent.parameters()) or isinstance(agent, Evolving):
         raise SavedModelError(
             f"{name} has networks of its own that {source} did not train: "
             f"python scripts/train.py --agent {name} --world-model {source}"
