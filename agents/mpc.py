@@ -14,6 +14,7 @@ no such noise.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,14 +30,12 @@ from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(ABC):
-    """What the configs of agents that search for action sequences have in common."""
+class Scoring(ABC):
+    """What to search with, and how a sequence is imagined."""
 
     planner: Planner
     particles: int  # sampled futures of each candidate, averaged
-    discount: float
     stop_at_end: bool  # rewards count as far as the episode is predicted to go on; the papers count all
-    exploration_noise: float  # std of normal noise on the action taken when exploring; discrete: chance of a random one
     rows: int  # latents imagined at once, at most; bounds the memory, changes nothing else
     bf16_rows: int = 0  # so many at once are imagined in bf16 where hardware has it; 0: none, as in runs saved before
 
@@ -46,6 +45,14 @@ class SearchConfig(ABC):
         if self.bf16_rows < 0:
             raise ValueError(f"bf16_rows must be 0 or more, not {self.bf16_rows}")
 
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Scoring, ABC):
+    """What the configs of agents that search for action sequences have in common."""
+
+    discount: float
+    exploration_noise: float  # std of normal noise on the action taken when exploring; discrete: chance of a random one
+
     @abstractmethod
     def build(self, model: WorldModel) -> "Searching": ...
 
@@ -54,6 +61,40 @@ class SearchConfig(ABC):
 class Config(SearchConfig):
     def build(self, model: WorldModel) -> "MPC":
         return MPC(self, model)
+
+
+@torch.no_grad()
+def search_sequences(
+    scoring: Scoring,
+    model: WorldModel,
+    latent: Latent,
+    plan: Plan,
+    space: SearchSpace,
+    move: Move,
+    generator: Generator | None,
+    *,
+    discount: float,
+    value: Callable[[Tensor], Tensor] | None = None,
+) -> Found:
+    """The best plan from each latent ``[B]``, and what the next search begins with; ``value``: ``imagined_returns``."""
+
+    def score(actions: Float[Tensor, "B N H A"]) -> Float[Tensor, "B N"]:
+        return imagined_returns(
+            model,
+            latent,
+            follow(actions, scoring.particles),
+            move,
+            futures=actions.shape[1],
+            particles=scoring.particles,
+            horizon=scoring.planner.horizon,
+            discount=discount,
+            stop_at_end=scoring.stop_at_end,
+            bf16_rows=scoring.bf16_rows,
+            value=value,
+        )
+
+    at_once = max(1, scoring.rows // scoring.particles)
+    return scoring.planner(chunked(score, at_once), plan, space, generator)
 
 
 class Searching(Agent, Planning, ABC):
@@ -66,7 +107,6 @@ class Searching(Agent, Planning, ABC):
         super().__init__(model)
         self.config, self.planner, self.horizon = config, config.planner, config.planner.horizon
         self.space = SearchSpace(self.spaces.action_dim, self.spaces.discrete)
-        self.futures_at_once = max(1, config.rows // config.particles)
 
     def initial(self, batch: int, device: torch.device) -> Plan:
         return self.planner.initial(batch, self.space, device)
@@ -75,26 +115,10 @@ class Searching(Agent, Planning, ABC):
     def move(self, model: WorldModel, generator: Generator | None) -> Move:
         """How the particles of a candidate go on."""
 
-    @torch.no_grad()
     def search(self, model: WorldModel, latent: Latent, carry: Plan, generator: Generator | None) -> Found:
         """The best plan from each latent ``[B]``, and what the next search begins with."""
-        config, move = self.config, self.move(model, generator)
-
-        def score(actions: Float[Tensor, "B N H A"]) -> Float[Tensor, "B N"]:
-            return imagined_returns(
-                model,
-                latent,
-                follow(actions, config.particles),
-                move,
-                futures=actions.shape[1],
-                particles=config.particles,
-                horizon=self.horizon,
-                discount=config.discount,
-                stop_at_end=config.stop_at_end,
-                bf16_rows=config.bf16_rows,
-            )
-
-        return self.planner(chunked(score, self.futures_at_once), carry, self.space, generator)
+        move, discount = self.move(model, generator), self.config.discount
+        return search_sequences(self.config, model, latent, carry, self.space, move, generator, discount=discount)
 
     def plan(
         self, model: WorldModel, latent: Latent, carry: Plan, generator: Generator | None

@@ -44,14 +44,14 @@ from torch import Generator, Tensor, nn
 
 from agents.base import Agent, Carry, Planning, frozen
 from agents.imagination import Move, imagined_returns, move_particles
+from agents.memory import Ring
 from agents.pets import check_particles, propagate
 from agents.planning import CEM, Found, Plan, Planner, RandomShooting, Score, SearchSpace, chunked
 from agents.planning.noise import cut
 from agents.planning.search import where
 from worldmodels.base import Ensembled, Latent, Losses, Rewarded, Sequence, WorldModel, map_latent
-from worldmodels.distributions import random_normal, random_uniform
+from worldmodels.distributions import random_normal
 
-HELD_OUT = 5  # every fifth step is not learned from
 WHITENING_RATE = 0.1  # share of the new statistics in the next ones
 WHITENING_FLOOR = 0.1  # least std to divide by: features that hardly move yet may move more tomorrow
 
@@ -153,37 +153,6 @@ class PolicyNet(nn.Module):
         """theta <- theta + omega."""
         for parameter, part in zip(self.layers[self.fixed :].parameters(), omega.split(self.sizes), strict=True):
             parameter += part.view_as(parameter)
-
-
-class Ring(nn.Module):
-    """The last steps: features and what to do there. ``written`` counts them, those overwritten too."""
-
-    features: Tensor
-    targets: Tensor
-    written: Tensor
-
-    def __init__(self, size: int, features: int, targets: tuple[int, int]):
-        super().__init__()
-        self.size = size
-        self.register_buffer("features", torch.zeros(size, features))
-        self.register_buffer("targets", torch.zeros(size, *targets))
-        self.register_buffer("written", torch.tensor(0))
-
-    @torch.no_grad()
-    def add(self, features: Float[Tensor, "B F"], targets: Float[Tensor, "B G A"]) -> None:
-        slots = (self.written + torch.arange(len(features), device=self.written.device))[-self.size :] % self.size
-        self.features[slots] = features[-self.size :].float()
-        self.targets[slots] = targets[-self.size :]
-        self.written += len(features)
-
-    def draw(self, number: int, held_out: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [N, F] and targets [N, G, A] of random steps, held out or not; 1, or 0 where there are none."""
-        count = self.written.clamp_max(self.size)
-        among = count // HELD_OUT if held_out else count - count // HELD_OUT
-        dice = (random_uniform((number,), self.features, None) * among).long().minimum((among - 1).clamp_min(0))
-        slots = HELD_OUT * dice + HELD_OUT - 1 if held_out else dice + dice // (HELD_OUT - 1)
-        slots = slots.clamp_max(self.size - 1)
-        return self.features[slots], self.targets[slots], (among > 0).float()
 
 
 class Carried(NamedTuple):

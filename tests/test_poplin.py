@@ -10,8 +10,9 @@ from torch.func import functional_call
 
 from agents import mpc, pets, poplin
 from agents.imagination import follow, imagined_returns, move_particles
+from agents.memory import Ring
 from agents.planning import CEM, ICEM, MPPI, Gradient, RandomShooting
-from agents.poplin import POPLIN, PolicyNet, Ring
+from agents.poplin import POPLIN, PolicyNet
 from agents.training.learner import Learner, parameter_groups
 from agents.training.optim import AdamConfig
 from worldmodels.base import Losses, Rewarded, Sequence, Spaces, WorldModel, choose

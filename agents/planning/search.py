@@ -92,13 +92,17 @@ def next_plan(mean: Float[Tensor, "B H A"], elites: Float[Tensor, "B E H A"]) ->
 
 
 def shift(mean: Float[Tensor, "B H A"], last: Float[Tensor, "B 1 A"], space: SearchSpace) -> Float[Tensor, "B H A"]:
-    """A plan seen from one step later, ``last`` appended.
+    """A plan seen from one step later, ``last`` appended, ``reopened``."""
+    return reopened(torch.cat([mean[:, 1:], last], 1), space)
 
-    Probabilities are moved half way to uniform ones: what a std that begins anew does for continuous actions, without
-    which a discrete search could never leave what it once converged to.
+
+def reopened(mean: Float[Tensor, "B H A"], space: SearchSpace) -> Float[Tensor, "B H A"]:
+    """What a search begins with to look around ``mean``: probabilities are moved half way to uniform ones.
+
+    That is what a std that begins anew does for continuous actions; without it a discrete search could never leave what
+    it once converged to.
     """
-    moved = torch.cat([mean[:, 1:], last], 1)
-    return (1 - REOPENED) * moved + REOPENED / space.dim if space.discrete else moved
+    return (1 - REOPENED) * mean + REOPENED / space.dim if space.discrete else mean
 
 
 def draw(
