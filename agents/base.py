@@ -25,6 +25,9 @@ class Agent(nn.Module, ABC):
     needs: ClassVar[tuple[type, ...]] = ()
     """The capabilities (``worldmodels.base``) that the agent requires of a world model."""
 
+    teaches: ClassVar[frozenset[str]] = frozenset()
+    """The terms of ``loss`` whose gradient is meant to reach the world model; no other may."""
+
     scales: dict[str, float]
     """Weight of every term that ``loss`` returns."""
 
@@ -82,6 +85,15 @@ class Planning(ABC):
         self, model: WorldModel, latent: Latent, carry: Carry, generator: Generator | None
     ) -> Float[Tensor, "B H A"]:
         """The actions that it would take from each latent if it never planned again."""
+
+
+class Simulating(ABC):
+    """Capability of an agent: decides with a tree of imagined futures."""
+
+    @property
+    @abstractmethod
+    def simulations(self) -> int:
+        """Of one decision when it does not explore; 0 where that has no tree."""
 
 
 class Evolving(ABC):

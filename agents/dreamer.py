@@ -19,6 +19,7 @@ Metrics: ``return`` and ``value`` (imagined, means), ``return_scale`` (S), ``ent
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -76,6 +77,8 @@ class ReturnRange(nn.Module):
 
 class Dreamer(ActorCritic):
     """See the card at the top of the file."""
+
+    teaches: ClassVar[frozenset[str]] = frozenset({"replay_critic"})
 
     def __init__(self, config: Config, model: WorldModel):
         super().__init__(config, model)

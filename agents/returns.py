@@ -6,7 +6,7 @@ it in (Dreamer V1 and V2). Both are the recursion below on different slices.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -41,6 +41,25 @@ def return_including(
 ) -> Float[Tensor, "B H"]:
     """Dreamer V1 and V2: from states 0..H, returns of 0..H-1 that include the reward arriving with the state."""
     return lambda_return(reward[:, :-1], live[:, :-1], value[:, 1:], lam)
+
+
+def n_step_return(
+    reward: Float[Tensor, "B T"],
+    live: Float[Tensor, "B T"],
+    is_last: Bool[Tensor, "B T"],
+    value: Float[Tensor, "B T"],
+    steps: int,
+) -> Float[Tensor, "B T"]:
+    """``z_t = sum_{i<n} (prod_{j<=i} live_{t+j}) reward_{t+i+1} + (prod_{j<=n} live_{t+j}) value_{t+n}``, live_t := 1.
+
+    n is ``steps``, or as many as are left before the episode or the window ends: the return of the last step is its
+    value. ``live`` is discount times whether there is value in the step itself. MuZero (arXiv 1911.08265), z_t.
+    """
+    returns = value
+    for _ in range(steps):
+        ahead = reward[:, 1:] + live[:, 1:] * returns[:, 1:]
+        returns = torch.cat([torch.where(is_last[:, :-1], value[:, :-1], ahead), value[:, -1:]], 1)
+    return returns
 
 
 def expansions(

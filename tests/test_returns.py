@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agents.returns import lambda_return, return_after, return_including
+from agents.returns import lambda_return, n_step_return, return_after, return_including
 
 REWARD, VALUE = torch.tensor([[9.0, 1, 2, 3]]), torch.tensor([[10.0, 20, 30, 40]])
 GOING_ON = torch.full((1, 4), 0.9)
@@ -61,3 +61,21 @@ def test_gradient_reaches_rewards_values_and_continues():
     parts = [torch.rand(2, 5, requires_grad=True) for _ in range(3)]
     lambda_return(*parts, 0.9)[:, 0].sum().backward()
     assert all(part.grad is not None and (part.grad != 0).all() for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (0, [10, 20, 30, 40, 50]),
+        (1, [11, 17, 23, 40, 50]),  # 1 + 0.5 * 20; 2 + 0.5 * 30; 3 + 0.5 * 40; an episode ends; the window does
+        (2, [9.5, 13.5, 23, 40, 50]),  # 1 + 0.5 * (2 + 0.5 * 30)
+        (9, [7.75, 13.5, 23, 40, 50]),  # 1 + 0.5 * (2 + 0.5 * (3 + 0.5 * 40))
+    ],
+)
+def test_n_real_rewards_and_then_a_value(steps: int, expected: list[float]):
+    """r = 9, 1, 2, 3, 4; a time limit at step 3, whose own value is the last that counts."""
+    reward, value = torch.tensor([[9.0, 1, 2, 3, 4]]), torch.tensor([[10.0, 20, 30, 40, 50]])
+    last = torch.tensor([[False, False, False, True, False]])
+    assert n_step_return(reward, torch.full((1, 5), 0.5), last, value, steps)[0].tolist() == expected
+    terminal = torch.tensor([[0.5, 0.5, 0.5, 0.0, 0.5]])
+    assert n_step_return(reward, terminal, last, value, 9)[0].tolist() == [1 + 0.5 * (2 + 0.5 * 3), 3.5, 3, 40, 50]

@@ -182,6 +182,16 @@ class Reparameterised(ABC):
         """
 
 
+class Teachable(ABC):
+    """Capability: what it predicts can be taught at any latent, imagined ones too (value equivalence, MuZero)."""
+
+    @abstractmethod
+    def prediction_losses(
+        self, latent: Latent, reward: Float[Tensor, "*B"], continues: Float[Tensor, "*B"]
+    ) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
+        """Losses of ``Rewarded.reward`` and ``continues`` of these latents, given what came of them; with the graph."""
+
+
 class Ensembled(ABC):
     """Capability: K dynamics members over one representation, so a latent of one is a latent of all.
 

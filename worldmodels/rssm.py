@@ -40,7 +40,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Generator, Tensor, nn
 
-from worldmodels.base import Decoding, Losses, Reparameterised, Rewarded, Sequence, Spaces, Storing, WorldModel
+from worldmodels.base import (
+    Decoding,
+    Losses,
+    Reparameterised,
+    Rewarded,
+    Sequence,
+    Spaces,
+    Storing,
+    Teachable,
+    WorldModel,
+)
 from worldmodels.cells import Cell
 from worldmodels.decoders import Decoder, to_image
 from worldmodels.distributions import straight_through
@@ -110,7 +120,7 @@ class Posterior(nn.Module):
         return self.output(self.act(self.norm(self.from_deter(deter) + obs)))
 
 
-class RSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised):
+class RSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised, Teachable):
     """See the card at the top of the file."""
 
     def __init__(self, config: Config, spaces: Spaces):
@@ -300,6 +310,12 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised):
 
     def continues(self, latent: RSSMLatent) -> Float[Tensor, "*B"]:
         return self.continue_head(self.features(latent)).mean
+
+    def prediction_losses(
+        self, latent: RSSMLatent, reward: Float[Tensor, "*B"], continues: Float[Tensor, "*B"]
+    ) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:
+        features = self.features(latent)
+        return self.reward_head(features).loss(reward), self.continue_head(features).loss(continues)
 
     @torch.no_grad()
     def decode(self, latent: RSSMLatent) -> UInt8[Tensor, "*B h w c"]:

@@ -40,11 +40,13 @@ def draw_actions(
     wide: int,
     widening: float,
     generator: Generator | None,
+    mode_first: bool = False,
 ) -> tuple[Float[Tensor, "B K A"], Float[Tensor, "B K"]]:
     """K = ``count`` draws from a policy tanh(N(mean, std)), in [-1, 1], and logits of their priors.
 
     ``wide`` of them come from a policy whose std is ``widening`` times as great: 12 of 16, 3 times, in EfficientZero V2
-    (Wang et al. 2024, arXiv 2403.00564). beta is the mixture of both. tanh stretches pi and beta alike.
+    (Wang et al. 2024, arXiv 2403.00564). beta is the mixture of both. tanh stretches pi and beta alike. With
+    ``mode_first`` the first is tanh(mean), as if that had been drawn: no other prior is greater.
     """
     if not 0 <= wide <= count or count < 1 or not widening > 0:
         raise ValueError(
@@ -53,6 +55,8 @@ def draw_actions(
     scale = torch.ones(count, 1, device=mean.device)
     scale[count - wide :] = widening
     noise = scale * random_normal((len(mean), count, mean.shape[-1]), mean, generator)
+    if mode_first:
+        noise[:, 0] = 0
     # log (beta / pi) = log((1 - w) + w N(noise; 0, widening) / N(noise; 0, 1))
     ratio = (0.5 * (1 - widening**-2) * noise.square() - math.log(widening)).sum(-1)
     share = torch.tensor([1 - wide / count, wide / count], device=mean.device).log()

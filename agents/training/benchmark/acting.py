@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.base import Simulating
 from agents.pretrained import load_trained, load_with_agent
 from agents.training import cli
 from agents.training.benchmark.timing import Report, machine, take_turns
@@ -30,8 +31,8 @@ def act(
     """Deciding on actions, images to actions and nothing else: one row for each agent and number of environments.
 
     ``settings`` are words of the command line of training, ``against`` those to add for a second row of each.
-    ``matmul_share`` is the arithmetic of a decision over that of float32 products in the same time. Raises
-    ``ValueError``.
+    ``matmul_share`` is the arithmetic of a decision over that of float32 products in the same time;
+    ``simulations_per_s`` is there for agents that grow trees. Raises ``ValueError``.
     """
     cases = variants(settings, against, None)
     configs = {(name, case): cli.parse(["--agent", name, *cases[case]]).config for name in names for case in cases}
@@ -40,8 +41,10 @@ def act(
     with EnvPool(first.task, first.env, [0], "serial", first.collect.worker_timeout_s) as pool:
         spaces = pool.spaces
     work: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    simulations: dict[tuple[str, str], int] = {}
     for (name, case), config in configs.items():
         model, agent = build_networks(config, spaces)
+        simulations[name, case] = agent.simulations if isinstance(agent, Simulating) else 0
         for count in envs:
             policy = AgentPolicy(model.to(device).eval(), agent.to(device).eval(), count, explore=False, seed=0)
             obs = torch.randint(256, (count, *spaces.image), dtype=torch.uint8).numpy()
@@ -56,6 +59,7 @@ def act(
             "agent": name, "case": "-" if case == "this" else case, "envs": count,
             "ms": 1e3 * timing.median, "spread": timing.spread,
             "actions_per_s": count / timing.median,
+            **({"simulations_per_s": grown * count / timing.median} if (grown := simulations[name, case]) else {}),
             "times_the_first": timing.median / timings[name, case, envs[0]].median,
             "times_without": timing.median / timings[name, "this", count].median,
             "gflop": counter.flops / 1e9, "gflop_per_s": speed / 1e9, "matmul_share": speed / peak,
