@@ -103,12 +103,12 @@ class MetricsLog:
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path, damaged: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The history that led to the run as it is now, oldest first; null is NaN again.
 
     Metrics logged at the same counts are one entry, the last value of a name counts. What a killed process wrote
     beyond the checkpoint that was resumed is left out, and so is a line it did not finish; ``ValueError`` for any
-    other line that is not JSON.
+    other line that is not JSON. With ``damaged`` that line is left out too, and what is wrong is told to it.
     """
     history: dict[tuple[int, int], dict[str, Any]] = {}
     lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -116,7 +116,10 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     for number, entry in enumerate(parsed, start=1):
         if entry is None:
             if number < len(lines) and not (parsed[number] or {}).get("resumed"):
-                raise ValueError(f"{path} line {number} is not a line of metrics; restore the file or delete the line")
+                problem = f"{path} line {number} is not a line of metrics; restore the file or delete the line"
+                if damaged is None:
+                    raise ValueError(problem)
+                damaged(problem)
             continue
         counts = (entry["env_steps"], entry["updates"])
         if entry.pop("resumed", False):
@@ -162,7 +165,8 @@ def _parse(line: str) -> dict[str, Any] | None:
         entry = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return entry if isinstance(entry, dict) and {"env_steps", "updates"} <= entry.keys() else None
+    counted = isinstance(entry, dict) and all(isinstance(entry.get(name), int) for name in ("env_steps", "updates"))
+    return entry if counted else None
 
 
 def _seconds_so_far(path: Path) -> float:
