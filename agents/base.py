@@ -107,6 +107,11 @@ class Evolving(ABC):
     rollouts: int
     """Episodes of each candidate in a generation; all candidates have the same starts."""
 
+    @property
+    @abstractmethod
+    def acting(self) -> Float[Tensor, " D"]:
+        """The candidate that ``act`` goes by."""
+
     @abstractmethod
     def ask(self, generator: Generator | None) -> Float[Tensor, "N D"]:
         """The candidates of the next generation."""

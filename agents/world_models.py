@@ -24,7 +24,8 @@ with the wrong sign. They evolve from 64 candidates of 16 rollouts with the same
 them. ``exploration_noise`` when collecting is not theirs.
 
 Metrics: ``evolve/mean`` and ``evolve/best`` over the candidates (returns), ``evolve/sigma`` (step size),
-``evolve/weights`` (root mean square of theta).
+``evolve/weights`` (root mean square of theta); ``evolve/dream`` and ``evolve/dream_std``, returns of what acts in 100
+dreams, beside each evaluation.
 """
 
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class WorldModels(Agent, Evolving):
     def act(
         self, model: WorldModel, latent: Latent, carry: Carry, *, explore: bool, generator: Generator | None
     ) -> tuple[Float[Tensor, "B A"], Carry]:
-        action = self.act_as(model, latent, self.search.mean.expand(len(model.features(latent)), -1))
+        action = self.act_as(model, latent, self.acting.expand(len(model.features(latent)), -1))
         if explore and self.config.exploration_noise:
             action = add_noise(action, self.spaces.discrete, self.config.exploration_noise, generator)
         return action if self.spaces.discrete else action.clamp(-1, 1), carry
@@ -93,6 +94,10 @@ class WorldModels(Agent, Evolving):
         y = torch.einsum("bi,boi->bo", features, weight.view(-1, outputs, inputs))
         y = y + bias if self.config.bias else y
         return F.one_hot(y.argmax(-1), outputs).float() if self.spaces.discrete else y.tanh()
+
+    @property
+    def acting(self) -> Float[Tensor, " D"]:
+        return self.search.mean
 
     def ask(self, generator: Generator | None) -> Float[Tensor, "N D"]:
         return self.search.ask(generator)

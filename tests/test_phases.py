@@ -13,6 +13,7 @@ from agents.training import checkpoint
 from agents.training.cli import parse
 from agents.training.config import load_config, save_config
 from agents.training.learner import parameter_groups
+from agents.training.logging import read_metrics
 from agents.training.run import Run
 from agents.training.watch import Watch
 from worldmodels.strict import ConfigError
@@ -79,6 +80,8 @@ def test_rounds_go_through_all_phases_and_a_run_can_be_given_more(whole: Path, t
     assert (state["env_steps"], state["updates"]) == (60, 2 * (2 + 3 + 3))
     assert state["schedule"] == {"round": 1, "done": [30, 2, 3, 3], "elsewhere": 16, "tried": 0}
     assert int(state["agent"]["search.counts"][0]) == 6
+    entries = [entry for entry in read_metrics(whole / "metrics.jsonl") if "evolve/mean" in entry]
+    assert len(entries) == 6 and ["evolve/dream" in entry for entry in entries] == [False, False, True] * 2
     assert run(f"{WHOLE} --training.rounds 1 --run-dir {tmp_path}/run") == 0
     assert finished(tmp_path / "run")["updates"] == 8
     assert run(f"--resume {tmp_path}/run --training.rounds 2") == 0

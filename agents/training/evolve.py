@@ -22,6 +22,7 @@ class Evolve(Work):
     """A block is a generation. Its noise comes from the run's seed and the count of updates, and from nothing else."""
 
     films_itself: ClassVar[bool] = True
+    DREAMS = 100  # to compare with real episodes when these are played; the paper has as many
 
     def __init__(
         self,
@@ -45,8 +46,7 @@ class Evolve(Work):
         generator = Generator(next(self.learner.model.parameters()).device).manual_seed(seed)
         candidates = self.agent.ask(generator)
         if self.agent.where == "dream":
-            start = first_latents(self.learner.model, self.recorded(), self.agent.rollouts, generator)
-            returns = self.agent.dream(self.learner.model, start, candidates, generator)
+            returns = self.dream(candidates, self.agent.rollouts, generator)
         else:
             returns = self.play(candidates, seed)
         metrics = self.agent.tell(candidates, returns)
@@ -57,7 +57,16 @@ class Evolve(Work):
         metrics |= {"mean": totals.mean().item(), "best": totals.max().item()}
         count = f"generation {self.tally.done[self.index]}/{self.phase.generations} in the {self.agent.where}"
         self.about = f"{count}: mean {metrics['mean']:.1f}, best {metrics['best']:.1f}"
+        if self.agent.where == "dream" and self.evaluates(crossed=False):
+            std, mean = torch.std_mean(self.dream(self.agent.acting[None], self.DREAMS, generator), correction=0)
+            metrics |= {"dream": mean.item(), "dream_std": std.item()}
+            self.about += f", what acts {mean:.1f} +- {std:.1f}"
         worked({f"evolve/{name}": torch.tensor(value) for name, value in metrics.items()})
+
+    def dream(self, candidates: Float[Tensor, "N D"], starts: int, generator: Generator) -> Float[Tensor, "N R"]:
+        """Returns in dreams that begin at recorded first images."""
+        start = first_latents(self.learner.model, self.recorded(), starts, generator)
+        return self.agent.dream(self.learner.model, start, candidates, generator)
 
     def play(self, candidates: Float[Tensor, "N D"], seed: int) -> Float[Tensor, "N R"]:
         """Returns in real environments, the same episodes for all candidates."""
