@@ -16,8 +16,8 @@ A reset is a step of the replay and no env step, so about one step for each epis
 Further windows of the batch, if ``replay.batch`` is more, are older ones and teach the world model alone.
 
 Deviations: features of a world model, which learns from the same steps and has no gradient from here, in place of the
-paper's own convolutions; gradients are clipped for each part and not for all together; a step that was cut off by a
-time limit is bootstrapped from its own observation.
+paper's own convolutions, sampled anew when it learns; gradients are clipped for each part and not for all together; a
+step that was cut off by a time limit is bootstrapped from its own observation.
 
 Metrics: ``value``, ``return`` (R_t), ``entropy`` (nats), ``advantage`` (standard deviation).
 """
