@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import runpy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,10 +22,12 @@ from agents.exit import ExIt, SequenceExpert
 from agents.muzero import MuZero
 from agents.planning import CEM, PUCT, Gumbel, RandomShooting, Root, Step
 from agents.reanalyse import Lesson, scale_gradient, unroll
+from agents.training.benchmark import acting
 from worldmodels.base import Rewarded, Sequence, Spaces, Teachable, WorldModel, choose
 from worldmodels.distributions import Bernoulli, OneHot, SquashedNormal, UnitNormal
 from worldmodels.heads import HeadConfig
 
+ROOT = Path(__file__).parents[1]
 PLACES, START, GAMMA = 5, 1, 0.95
 RIGHT, LEFT = 1, 0
 BEST = torch.tensor([0.0, GAMMA**2, GAMMA, 1.0, 0.0])  # V of going right
@@ -208,6 +212,17 @@ def test_who_acts():
         exit_on(model, expert=sequences(RandomShooting(type="random_shooting", horizon=2, candidates=3))).simulations
         == 0
     )
+
+
+def test_what_a_search_costs_and_brings_is_measured_by_its_simulations(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acting, "matmul_peak", lambda *_: 1.0)  # takes a second, and is not asked about
+    (row,) = acting.act(["alphazero"], ["--task", "toy:catch", "--preset", "debug"], [2], 2).rows
+    assert row["simulations_per_s"] == pytest.approx(3 * row["actions_per_s"])
+    set_simulations = runpy.run_path(str(ROOT / "results/search-curve/measure.py"))["set_simulations"]
+    for agent in (alphazero_on(Chain()), exit_on(Chain())):
+        for simulations in (4, 0, 32):
+            set_simulations(agent, simulations)
+            assert agent.simulations == simulations
 
 
 # ----------------------------------------------------------------------------------------------------------- imitation
