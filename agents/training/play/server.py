@@ -122,6 +122,7 @@ class PlayHandler(BaseHTTPRequestHandler):
     default_request_version = "HTTP/1.0"  # of requests that name none; 0.9 has no status to refuse them with
     server_version, sys_version = "play", ""
     timeout: ClassVar[float] = TIMEOUT_S
+    disable_nagle_algorithm = True  # else the images wait 40 ms for the headers' acknowledgement
     server: PlayServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:

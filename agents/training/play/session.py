@@ -31,7 +31,7 @@ from worldmodels.envs.base import HELD_OUT_SEED, Env
 SHOWS, DRIVERS = ("dream", "real", "both"), ("person", "agent")
 MAX_FUTURES, MAX_SEED, MAX_FPS = 9, 999_999, 60
 TEMPERATURES = (0.05, 3.0)
-BEGIN_AT = 10  # frame of the newest episode that a session begins at, or its last one
+BEGIN_AT = 10  # frame of the newest episode that a session begins at, of a short one its middle
 
 
 @runtime_checkable
@@ -228,7 +228,7 @@ class Session:
         if show != "dream":
             return 0, 0
         newest = len(self.starts.lengths) - 1
-        return newest, min(BEGIN_AT, self.starts.lengths[newest] - 1)
+        return newest, min(BEGIN_AT, (self.starts.lengths[newest] - 1) // 2)
 
     def _checked_start(self, show: str, episode: object, frame: object) -> tuple[int, int]:
         episodes = LEVELS if show != "dream" else len(self.starts.lengths)
