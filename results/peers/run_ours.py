@@ -1,8 +1,8 @@
 """Our DreamerV3, one whole update as ``benchmark.py update`` times it: run_ours.py SIZES PRECISION
 
 SIZES: ``1m``, the published ones of our preset of that name; ``xs``, those of sheeprl's ``dreamer_v3_XS``, its
-convolutions included, which are below because no config of ours has them; ``xs-patch``, ``xs`` with our patches in
-place of its convolutions at high resolution. Sampling from the replay and writing latents back are in the time.
+convolutions included, which are below because no config of ours has them; ``xs-patch``, ``xs`` with the encoder and
+decoder of our ``cpu`` preset, which see patches of 4x4. Sampling from the replay and writing latents back are included.
 """
 
 import shlex
@@ -33,8 +33,8 @@ XS = (
     "--agent.critic.units 256"
 )
 PATCH = (
-    "--world-model.encoder '{type: patch, patch: 4, depth: 48, mults: [1, 2, 4]}' "
-    "--world-model.decoder '{type: patch, patch: 4, depth: 48, mults: [1, 2, 4]}'"
+    "--world-model.encoder '{type: patch, patch: 4, depth: 32, mults: [1, 1, 2]}' "
+    "--world-model.decoder '{type: patch, patch: 4, depth: 32, mults: [1, 1, 2]}'"
 )
 CHANNELS = (24, 48, 96, 192)
 

@@ -1,0 +1,1 @@
+{"command": "python scripts/benchmark.py run --agent dreamer --preset cpu --task cartpole-balance --env-steps 800 --collect.prefill 400 --training.pretrain-updates 0 --training.threads 1 --json", "load": "13.46"}

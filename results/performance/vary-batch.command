@@ -1,0 +1,1 @@
+{"command": "python scripts/benchmark.py update --preset cpu --agent dreamer --task toy:reach --training.device cpu --training.threads 1 --collect.num-envs 1 --collect.workers serial --clock cpu --json --turns 3 --vary batch=8,16,32,64", "load": "11.53"}

@@ -1,0 +1,1 @@
+{"command": "python scripts/benchmark.py update --agent dreamer --task toy:reach --training.device cpu --training.threads 1 --collect.num-envs 1 --collect.workers serial --clock cpu --json --turns 2 --replay.batch 4 --replay.length 16 --training.precision bf16 --vary size=1m,12m,25m", "load": "12.07"}
