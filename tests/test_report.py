@@ -343,6 +343,35 @@ def test_what_is_damaged_is_one_line_and_the_rest_is_shown(report: Callable[...,
         report(no_run)
 
 
+def odd(env_steps: Any, value: Any, **more: Any) -> str:
+    line = {"env_steps": env_steps, "updates": 0, "eval/return_mean": value, **more}
+    return json.dumps(line)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.jsonl", odd(0, 1.0)),
+        ("metrics.jsonl", odd(10, 1e308) + "\n" + odd(20, -1e308)),
+        ("metrics.jsonl", odd(10, None) + "\n" + odd(20, None, time=None)),
+        ("metrics.jsonl", odd(-5, True) + "\n" + odd(20, "x", total=[1])),
+        ("metrics.jsonl", "[" * 5000 + "\n" + odd(10, 1.0)),
+        ("metrics.jsonl", "\udcff"),
+        ("baselines.json", '{"random": {"return_mean": NaN}, "zero": 3}'),
+        ("fingerprint.json", '{"env": {"a": 3}, "versions": {"torch": null, "no such": []}}'),
+        ("videos/000000100-000000010-imagined.json", '{"psnr": {"a": 1}, "ssim": "x"}'),
+        ("videos/000000100-000000010-imagined.json", '{"psnr": [1, null, "x", 1e400], "psnr_copy_last_frame": [1]}'),
+        ("videos/oddly-named-film.mp4", ""),
+    ],
+)
+def test_odd_values_do_not_break_the_page(file: str, content: str, report: Callable[..., Any], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_film(run, 100, psnr=[1.0])
+    (run / file).write_bytes(content.encode("utf-8", "surrogateescape"))
+    page, notes = report(run, write_run(tmp_path / "good", "sac"))
+    assert "run" in page.text and len(notes) <= 2 and "nan" not in json.dumps([a for _, a in page.tags if "d" in a])
+
+
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 def test_use_of_a_latent_by_variable(kind: str) -> None:
     """Of three variables one follows the step, one is always the same, one is only foretold wrongly."""

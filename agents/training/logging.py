@@ -163,7 +163,7 @@ class MeanMetrics:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):  # a line of brackets alone
         return None
     counted = isinstance(entry, dict) and all(isinstance(entry.get(name), int) for name in ("env_steps", "updates"))
     return entry if counted else None

@@ -68,7 +68,7 @@ def curves(task: str, groups: Sequence[Group]) -> str:
         entries.append((f"{group.label} · {seeds}", style))
         for run in group.evaluated:
             rows += [(group.label, run.name, run.seed, s, r) for s, r in zip(*run.evaluations, strict=True)]
-    end = np.array([0.0, max(float(line.x[-1]) for line in lines)])
+    end = np.array([0.0, max(1.0, *(float(line.x[-1]) for line in lines))])
     for who, name, style in (("random", "random play", "ink dash"), ("zero", "no action", "ink dot")):
         known = [run.baselines[who] for group in groups for run in group.evaluated if who in run.baselines]
         if known:

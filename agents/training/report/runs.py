@@ -18,6 +18,7 @@ from worldmodels.strict import ConfigError, dump_yaml, join, read_yaml, to_dict
 UNIMPORTANT = {
     f"training.{key}" for key in ("device", "threads", "video_every", "log_every_s", "checkpoint_every_s", "wandb")
 }
+TOO_MUCH = 1e39
 KINDS = ("imagined", "policy")  # of films
 
 
@@ -68,7 +69,7 @@ class RunData:
     def seed(self) -> int:
         return int(self.config["seed"])
 
-    @property
+    @cached_property
     def axis(self) -> str:
         """What the run's time is counted in: ``updates`` where env steps stand still."""
         return "env_steps" if len({entry["env_steps"] for entry in self.history}) > 1 else "updates"
@@ -85,14 +86,14 @@ class RunData:
         return float(returns[-1]) if len(returns) else math.nan
 
     def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Counts on ``axis`` and the finite values of a metric there."""
-        found = [(e[self.axis], e[name]) for e in self.history if name in e and math.isfinite(e[name])]
+        """Counts on ``axis`` and the finite values of a metric there; what no float32 can hold is not one."""
+        found = [(e[self.axis], e[name]) for e in self.history if abs(e.get(name, math.inf)) < TOO_MUCH]
         x, y = zip(*found, strict=True) if found else ((), ())
         return np.array(x, float), np.array(y, float)
 
     def total(self, name: str) -> float:
-        """The greatest value of one of the log's own counts."""
-        return max((entry[name] for entry in self.history), default=0)
+        """The greatest value of one of the log's own counts, 0 without any."""
+        return max((e[name] for e in self.history if name in e and math.isfinite(e[name])), default=0)
 
 
 class Group(NamedTuple):
@@ -133,7 +134,11 @@ def read_run(folder: Path, name: str, problems: list[str]) -> RunData:
         raise ValueError(f"{folder} is no run, no config.yaml there; a run is the folder that training wrote")
     config, understood = read_config(folder / "config.yaml", problems)
     path = folder / "metrics.jsonl"
-    lines = read_metrics(path, damaged=problems.append) if path.is_file() else []
+    lines: list[dict[str, Any]] = []
+    try:
+        lines = read_metrics(path, damaged=problems.append) if path.is_file() else []
+    except UnicodeDecodeError as error:
+        problems.append(f"metrics.jsonl: not a text file ({error.reason} at byte {error.start})")
     history = [{k: float(v) for k, v in line.items() if isinstance(v, int | float)} for line in lines]
     if not history:
         problems.append("no metrics there, nothing was logged")
@@ -141,7 +146,8 @@ def read_run(folder: Path, name: str, problems: list[str]) -> RunData:
         problems.append("no evaluations, so it has no learning curve and is not compared")
     baselines = read_json(folder / "baselines.json", problems)
     means = {who: played.get("return_mean") for who, played in baselines.items() if isinstance(played, dict)}
-    fingerprint = {k: v for k, v in read_json(folder / "fingerprint.json", problems).items() if isinstance(v, dict)}
+    parts = read_json(folder / "fingerprint.json", problems).items()
+    fingerprint = {part: {k: str(v) for k, v in said.items()} for part, said in parts if isinstance(said, dict)}
     films = read_films(folder / "videos", problems)
     numbers = {who: float(mean) for who, mean in means.items() if isinstance(mean, int | float)}
     return RunData(folder, name, config, history, numbers, fingerprint, films, understood)
