@@ -239,6 +239,14 @@ def test_a_bug_of_ours_is_answered_with_one_line_and_the_server_goes_on(
     assert ask(web, "POST", "/step", {})[0] == 200
 
 
+def test_a_film_that_cannot_be_written_is_one_line(web: PlayServer) -> None:
+    web.session.videos.write_text("a file where a folder should be")
+    assert ask(web, "POST", "/record", {"on": True, "fps": 15})[0] == 200
+    answer = ask(web, "POST", "/record", {"on": False, "fps": 15})
+    assert answer[0] == 400 and "videos" in error_of(answer)
+    assert view_of(ask(web, "POST", "/step", {}))[0]["recording"] is None
+
+
 def test_a_port_that_is_taken_and_a_session_that_cannot_be(web: PlayServer) -> None:
     with pytest.raises(OSError):
         PlayServer(lambda: web.session, web.server_port)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agents.training.cli import is_the_users
 from agents.training.play.session import Session, View
 
 MAX_CONNECTIONS = 16  # more are told to come back; a browser has six at most
@@ -184,9 +185,10 @@ class PlayHandler(BaseHTTPRequestHandler):
             self.send_error(refused.status, str(refused))
         except (ConnectionError, TimeoutError):
             self.close_connection = True
-        except (ValueError, OSError) as error:
-            self._refuse_kindly(str(error))
         except Exception as error:
+            if isinstance(error, (ValueError, OSError)) and is_the_users(error):
+                self._refuse_kindly(str(error))
+                return
             traceback.print_exc()
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
         else:

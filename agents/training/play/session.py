@@ -171,7 +171,7 @@ class Session:
         return self.view()
 
     def record(self, on: object, fps: object) -> View:
-        """Begin recording, or end it and write the film."""
+        """Begin recording, or end it and write the film; one that cannot be written is lost, ``OSError`` says why."""
         if not isinstance(on, bool):
             raise ValueError("on is true or false")
         speed = number("fps", fps, 1, MAX_FPS)
