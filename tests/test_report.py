@@ -240,6 +240,8 @@ def test_warnings_of_runs(tmp_path: Path) -> None:
     assert said(found, "not finished: 200 of 300 env steps").who == "short, twin", "said once of both"
     assert said(found, "no better than random: 0.1 against 0.5")
     assert said(found, "seed 1 is there more than once").grave
+    longer = write_run(tmp_path / "longer", seed=2)
+    assert not said(alarms_of(short, longer), "last evaluations at 200, 300").grave, "one group all the same"
     assert said(found, "fingerprints differ in toy: reach 2 in short; reach 1 in twin").grave
     assert not said(found, "fingerprints differ in torch").grave
     assert said(found, f"torch 0.1 -> {torch.__version__}").who == "short"

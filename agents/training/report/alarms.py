@@ -18,7 +18,7 @@ def alarms(groups: Sequence[Group], problems: Sequence[Alarm]) -> list[Alarm]:
     for group in groups:
         for run in group.runs:
             found += [*not_numbers(run), *latents(run), *unfinished(run), *no_better_than_random(run)]
-        found += same_seed(group)
+        found += same_seed(group) + unequal(group)
     runs = [run for group in groups for run in group.runs]
     found += between_runs(runs) + [alarm for run in runs for alarm in since_then(run)]
     return sorted(merged(found), key=lambda alarm: not alarm.grave)
@@ -79,6 +79,13 @@ def same_seed(group: Group) -> list[Alarm]:
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     said = f"seed {', '.join(map(str, twice))} is there more than once, so the intervals are too narrow"
     return [Alarm(True, group.label, said)] if twice else []
+
+
+def unequal(group: Group) -> list[Alarm]:
+    """Last returns of a group that are not of the same age."""
+    ages = sorted({int(run.evaluations[0][-1]) for run in group.evaluated})
+    said = f"last evaluations at {', '.join(map(str, ages))}: they are compared all the same"
+    return [Alarm(False, f"{group.label} on {group.task}", said)] if len(ages) > 1 else []
 
 
 def between_runs(runs: Sequence[RunData]) -> list[Alarm]:

@@ -12,6 +12,7 @@ from agents.training.report.runs import Group
 from agents.training.report.statistics import Interval
 from agents.training.report.svg import Line, colour, interval_chart, line_chart, number
 
+CROWDED = 5  # agents in one chart, beyond which bands hide the lines
 Strata = dict[str, dict[str, np.ndarray]]  # normalised scores by label and task
 
 
@@ -62,7 +63,9 @@ def curves(task: str, groups: Sequence[Group]) -> str:
         mean, low, high = np.array(intervals).T
         style = colour(group.colour)
         seeds = plural(len(group.evaluated), "seed")
-        if len(group.evaluated) > 1:
+        if len(groups) > CROWDED:
+            low = high = np.full(len(x), math.nan)
+        elif len(group.evaluated) > 1:
             lines += [Line(run.name, f"{style} faint", *run.evaluations, told=False) for run in group.evaluated]
         lines.append(Line(group.label, style, x, mean, low, high, dots=len(x) <= 60))
         entries.append((f"{group.label} · {seeds}", style))
@@ -79,6 +82,11 @@ def curves(task: str, groups: Sequence[Group]) -> str:
         "Return of evaluation episodes, higher is better: the thick line is the mean over seeds, the band its 95 % "
         "interval (Student's t over seeds, wide for few seeds and cut at the chart's edge), thin lines are single runs."
     )
+    if len(groups) > CROWDED:
+        how = (
+            f"Return of evaluation episodes, higher is better: means over seeds. With more than {CROWDED} agents there "
+            "are no bands here; the table below has the intervals."
+        )
     charts = [  # the style sheet shows the one that fits the window
         f'<div class="{fits}">'
         + line_chart(lines, axis.replace("_", " "), "return", size=size, x_limits=(0, float(end[1])))
@@ -98,8 +106,10 @@ def comparison(groups: Sequence[Group]) -> Section | None:
     parts += [f'<p class="how">{escape(line)}</p>' for line in left_out]
     if scores:
         among = ", ".join(next(iter(scores.values())))
-        left = aggregate(scores, groups, among) + duels(scores)
-        parts.append(f'<div class="grid"><div>{left}</div>{profiles(scores, groups)}</div>')
+        score, pairs, shares = aggregate(scores, groups, among), duels(scores), profiles(scores, groups)
+        few = len(scores) <= 3  # so that the table fits below the scores
+        left, below = (score + pairs, "") if few else (score, pairs)
+        parts.append(f'<div class="grid"><div>{left}</div><div>{shares}</div></div>{below}')
     return Section("comparison", "Comparison", "".join(parts))
 
 
@@ -182,7 +192,8 @@ def profiles(scores: Strata, groups: Sequence[Group]) -> str:
         drawn = np.concatenate(statistics.resampled(list(strata.values())), axis=-1)
         low, high = statistics.bounds(statistics.profile(drawn, thresholds))
         share = statistics.profile(np.concatenate(list(strata.values())), thresholds)
-        lines.append(Line(label, styles[label], thresholds, share, low, high))
+        banded = (low, high) if len(scores) <= CROWDED else (None, None)
+        lines.append(Line(label, styles[label], thresholds, share, *banded))
         rows += [(label, t, s) for t, s in zip(thresholds, share, strict=True)]
     chart = line_chart(lines, "normalised return", "share of runs above", size=(440, 280), limits=(0, 1.02))
     data = download("profiles.csv", ("agent", "threshold", "share of runs above"), rows)

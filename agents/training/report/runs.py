@@ -14,9 +14,10 @@ from agents.training.config import UNTIL_PHASES, load_config
 from agents.training.logging import RESERVED, read_metrics
 from worldmodels.strict import ConfigError, dump_yaml, join, read_yaml, to_dict
 
-# What a run is watched with, and where, is not what it is
+# How a run is watched, where it is and how long it goes on is not what it is: nothing learns by the length
 UNIMPORTANT = {
-    f"training.{key}" for key in ("device", "threads", "video_every", "log_every_s", "checkpoint_every_s", "wandb")
+    f"training.{key}"
+    for key in ("env_steps", "device", "threads", "video_every", "log_every_s", "checkpoint_every_s", "wandb")
 }
 TOO_MUCH = 1e39
 KINDS = ("imagined", "policy")  # of films

@@ -57,8 +57,8 @@ class Axis(NamedTuple):
 
 
 def colour(index: int) -> str:
-    """The class of a group's colour; with more groups than colours they begin again."""
-    return f"c{index % COLOURS}"
+    """The classes of a group's colour; with more groups than colours they begin again, with broken lines."""
+    return f"c{index % COLOURS}" + (" again" if index >= COLOURS else "")
 
 
 def round_ticks(low: float, high: float, about: int) -> list[float]:
