@@ -62,7 +62,8 @@ def compare(rounds: int, asked: list[str]) -> list[dict[str, Any]]:
 def main(out: str, rounds: str, *asked: str) -> None:
     before = os.getloadavg()[0]
     rows = compare(int(rounds), list(asked))
-    report = {"asked": asked, "load": [before, os.getloadavg()[0]], "learners": rows}
+    words = [" ".join(["python", *line.split()[1:]]) for line in asked]  # whose environment it is, its name says
+    report = {"asked": words, "load": [before, os.getloadavg()[0]], "learners": rows}
     Path(out).write_text(json.dumps(report, indent=1) + "\n")
     for row in rows:
         print(

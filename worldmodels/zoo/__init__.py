@@ -4,6 +4,7 @@
 ``hf:OWNER/NAME``, or a path. Each folder's README.md is its card, with the command that trained it.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 from worldmodels.strict import ConfigError, did_you_mean
@@ -33,18 +34,17 @@ def find(source: str | Path) -> Path:
 def downloaded(repository: str) -> Path:
     """The folder of a Hugging Face repository: the cache's if it has it, else the hub's. Raises ``ConfigError``."""
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        hub, errors = import_module("huggingface_hub"), import_module("huggingface_hub.errors")
     except ImportError as error:
         raise ConfigError(f"hf:{repository} needs pip install -e '.[hub]'") from error
     try:
-        return Path(snapshot_download(repository, allow_patterns=FILES, local_files_only=True))
-    except LocalEntryNotFoundError:
+        return Path(hub.snapshot_download(repository, allow_patterns=FILES, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
         pass
     except ValueError as error:  # no name of a repository
         raise ConfigError(f"hf:{repository}: {' '.join(str(error).split())[:150]}") from error
     try:
-        return Path(snapshot_download(repository, allow_patterns=FILES))
+        return Path(hub.snapshot_download(repository, allow_patterns=FILES))
     except Exception as error:  # of the hub, of its HTTP library and of the system: there is no common kind
         reason = " ".join(str(error).split())[:150]
         raise ConfigError(f"hf:{repository} is not in the cache and cannot be downloaded: {reason}") from error
