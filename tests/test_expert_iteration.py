@@ -218,7 +218,7 @@ def test_what_a_search_costs_and_brings_is_measured_by_its_simulations(monkeypat
     monkeypatch.setattr(acting, "matmul_peak", lambda *_: 1.0)  # takes a second, and is not asked about
     (row,) = acting.act(["alphazero"], ["--task", "toy:catch", "--preset", "debug"], [2], 2).rows
     assert row["simulations_per_s"] == pytest.approx(3 * row["actions_per_s"])
-    set_simulations = runpy.run_path(str(ROOT / "results/search-curve/measure.py"))["set_simulations"]
+    set_simulations = runpy.run_path(str(ROOT / "results/search-that-teaches/measure.py"))["set_simulations"]
     for agent in (alphazero_on(Chain()), exit_on(Chain())):
         for simulations in (4, 0, 32):
             set_simulations(agent, simulations)

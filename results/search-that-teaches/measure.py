@@ -1,6 +1,6 @@
 """Return against simulations of a trained run of an agent that searches trees: 0 is the apprentice alone.
 
-    python results/search-curve/measure.py RUN OUT.json [EPISODES]
+    python results/search-that-teaches/measure.py RUN OUT.json [EPISODES]
 
 The same weights and the same seeds of evaluation for every size of the tree; only ``simulations`` differs.
 """
