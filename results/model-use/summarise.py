@@ -4,7 +4,8 @@
     python results/model-use/summarise.py results/model-use/walker-stand
 
 A folder holds AGENT/seedN/metrics.jsonl. The number is a threshold; first env steps at or above it are told. `curve` is
-the mean over all evaluations of a run, so that learning sooner counts. Intervals are Student's t at 95 % over the
+the mean over all evaluations of a run, so that learning sooner counts; differences are over those that both have.
+Intervals are Student's t at 95 % over the
 seeds: wide, as three seeds are few.
 """
 
@@ -51,8 +52,10 @@ def main(folder: Path, threshold: float | None) -> None:
         last = {seed: curve[max(curve)] for seed, curve in runs.items()}
         whole = {seed: statistics.mean(curve.values()) for seed, curve in runs.items()}
         cells = [f"{statistics.mean(x.values()):.1f}" for x in (last, whole)]
-        for number, own in ((lambda c: c[max(c)], last), (lambda c: statistics.mean(c.values()), whole)):
-            shared = [own[s] - number(curves["sac"][s]) for s in own if s in curves.get("sac", {})]
+        pairs = [(curve, curves["sac"][seed]) for seed, curve in runs.items() if seed in curves.get("sac", {})]
+        ends = [own[max(own)] - sac[max(sac)] for own, sac in pairs]
+        ways = [statistics.mean(own[step] - sac[step] for step in own if step in sac) for own, sac in pairs]
+        for shared in (ends, ways):
             cells.append(interval(shared) if agent != "sac" and shared else "")
         print(f"| `{agent}` | {' | '.join(cells)} |")
 
