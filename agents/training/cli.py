@@ -167,8 +167,8 @@ def started(line: Line, catalog: Catalog) -> Command:
         overrides=line.settings,
     )
     data = Path(line.last("data") or "") if "data" in line.values else None
-    if data and not data.is_dir():
-        raise ConfigError(f"--data {data}: no such folder")
+    if data and not data.exists():
+        raise ConfigError(f"--data {data}: no such folder or file")
     run_dir = Path(line.last("run-dir") or default_run_dir(config))
     if (run_dir / "config.yaml").exists():
         raise ConfigError(f"--run-dir {run_dir}: there is a run already; --resume {run_dir}, or take another folder")

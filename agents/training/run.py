@@ -37,8 +37,7 @@ from agents.training.watch import LearningFailedError, Watch
 from worldmodels.base import Spaces, Storing, WorldModel
 from worldmodels.envs import EnvPool
 from worldmodels.pretrained import check_fits
-from worldmodels.replay.datasets import load_dataset
-from worldmodels.replay.episodes import scan
+from worldmodels.replay.datasets import load_dataset, tasks_of
 from worldmodels.replay.memory import Replay
 from worldmodels.replay.store import EpisodeStore
 from worldmodels.strict import from_dict
@@ -242,7 +241,7 @@ def env_seeds(config: RunConfig, folder: Path) -> list[int]:
 
 def check_data(folder: Path, spaces: Spaces, fingerprint: dict[str, str], task: str, pool: EnvPool | None) -> None:
     """Raises ``ValueError`` where recorded data cannot be of a task; warns where they come from another world."""
-    tasks = sorted({info.task for info in scan(folder)[0]})  # none in a folder of npz files
+    tasks = tasks_of(folder)
     other = f"--data {folder} holds episodes of {', '.join(tasks)}, and the task is {task}"
     if pool is not None and spaces != pool.spaces:
         raise ValueError(f"--data {folder} holds {spaces}, and {task} is {pool.spaces}: choose another task")

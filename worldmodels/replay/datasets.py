@@ -1,146 +1,145 @@
-"""Folders of recorded episodes, as a replay for training offline.
+"""Recorded episodes of this project and of others, as a replay for training offline.
 
-Two formats, which may be mixed: this project's ``.wme``, and the ``.npz`` of Dreamer V1 and V2, PlaNet and V-D4RL's
-64-pixel data: keys image, action, reward, discount, is_first, is_last, is_terminal, where ``action[t]`` led to
-``image[t]`` (it is moved to the timeline of ``worldmodels.base``). Older files lack ``is_terminal``; there it is
-``discount == 0``.
+A source is a file or a folder: this project's ``.wme``, the ``.npz`` of Dreamer and V-D4RL, the HDF5 of V-D4RL and
+Minari, a CSV with PNG files or videos. A folder may mix them. ``docs/offline.md`` has the formats.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from worldmodels.base import Spaces
-from worldmodels.replay.episodes import EpisodeError, guarded, read_episode, read_info
+from worldmodels.replay.episodes import EpisodeError, read_episode, read_info
+from worldmodels.replay.frames import frame_episodes
+from worldmodels.replay.hdf5 import hdf5_episodes
 from worldmodels.replay.memory import Replay
+from worldmodels.replay.npz import npz_episode
+from worldmodels.replay.recorded import MEDIA, Facts, Recorded
 
 log = logging.getLogger(__name__)
 
+MINARI = Path("data", "main_data.hdf5")
+
+
+def find_episodes(source: Path) -> tuple[list[Recorded], list[str]]:
+    """The episodes of a file or a folder, in order of names, and one line for each file that has none.
+
+    In a folder, pictures and videos belong to its CSV; folders inside are passed over, but for that of Minari's data.
+    Raises ``ValueError`` where nothing is there.
+    """
+    if not source.exists():
+        raise ValueError(f"{source}: no such folder of episodes")
+    files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    if (source / MINARI).is_file():
+        files.append(source / MINARI)
+    elif (source / MINARI.parent / "metadata.json").is_file():
+        files.append(source / MINARI.parent / "metadata.json")
+    tables = any(path.suffix == ".csv" for path in files)
+    pictures = [path for path in files if path.suffix.lower() in MEDIA and source.is_dir()]
+    known = {*pictures, *(path for path in files if path.with_name(MINARI.name).is_file() and path.suffix == ".json")}
+    found, problems = [], []
+    if pictures and not tables:
+        problems.append(f"{source}: {len(pictures)} pictures or videos, and no CSV that says what was done in them")
+    for path in files:
+        if path.name.endswith(".tmp") or path in known:
+            continue
+        try:
+            episodes, wrong = _episodes_of(path)
+        except EpisodeError as error:
+            episodes, wrong = [], [str(error)]
+        found += episodes
+        problems += wrong
+    return found, problems
+
 
 def load_dataset(
-    directory: Path,
+    source: Path,
     *,
     max_steps: int | None = None,
     packed_bytes: int = 0,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> tuple[Replay, Spaces, dict[str, str]]:
-    """Every episode of a folder, in order of names and up to ``max_steps``, in one stream of a replay.
+    """Every episode of a file or a folder, in order of names and up to ``max_steps``, in one stream of a replay.
 
-    Returns the replay, the spaces and the environment's fingerprint, which is empty where no file says (npz).
-    One-hot actions throughout an ``.npz`` folder make it discrete. Each file that is damaged, malformed, or of other
-    spaces than the first one is left out with one line in the log. Raises ``ValueError`` where nothing is left.
+    Returns the replay, the spaces and the environment's fingerprint, which is empty where no file says (all but
+    ``.wme``). One-hot actions throughout make a source discrete that does not say. Each episode that is damaged,
+    malformed, or of other spaces than the first one is left out with one line in the log. Raises ``ValueError`` where
+    nothing is left.
     """
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: no such folder of episodes")
-    sources: list[Path] = []
+    found, problems = find_episodes(source)
+    for problem in problems:
+        log.warning("%s", problem)
+    episodes: list[Recorded] = []
     spaces: Spaces | None = None
     fingerprints: list[dict[str, str]] = []
     total = 0
-    for path in sorted(directory.iterdir()):
-        if path.is_dir() or path.name.endswith(".tmp"):
-            continue
+    for episode in found:
         if max_steps is not None and total >= max_steps:
             break
         try:
-            found, length, fingerprint = _probe(path)
-            if spaces not in (None, found):
-                raise EpisodeError(f"{path}: spaces: {found}, but {spaces} in the files before")
+            facts = episode.probe()
+            if spaces not in (None, facts.spaces):
+                raise EpisodeError(f"{episode.where}: spaces: {facts.spaces}, but {spaces} in the files before")
         except EpisodeError as error:
             log.warning("%s", error)
             continue
-        spaces = found
-        sources.append(path)
-        total += length
-        if fingerprint and fingerprint not in fingerprints:
-            fingerprints.append(fingerprint)
+        spaces = facts.spaces
+        episodes.append(episode)
+        total += facts.length
+        if facts.info and facts.info.fingerprint not in (*fingerprints, {}):
+            fingerprints.append(facts.info.fingerprint)
     if spaces is None:
-        raise ValueError(f"{directory}: no readable episode (.wme or .npz) in this folder")
+        raise ValueError(f"{source}: no readable episode in it (docs/offline.md has the formats)")
     if len(fingerprints) > 1:
-        log.warning("%s: episodes of %d different environment fingerprints", directory, len(fingerprints))
+        log.warning("%s: episodes of %d different environment fingerprints", source, len(fingerprints))
     replay = Replay(spaces, max(2, min(total, max_steps or total)), 1, packed_bytes, device, seed)
-    for path in sources:
+    for episode in episodes:
         room = replay.ring - len(replay)
         try:
-            rows = _read(path)
+            rows = episode.read()
         except EpisodeError as error:
             log.warning("%s", error)
             continue
         replay.extend(0, {name: values[:room] for name, values in rows.items()})
     if not len(replay):
-        raise ValueError(f"{directory}: no readable episode (.wme or .npz) in this folder")
+        raise ValueError(f"{source}: no readable episode in it (docs/offline.md has the formats)")
     return replay, spaces, fingerprints[0] if fingerprints else {}
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The rows of an ``.npz`` episode, on this project's timeline. Raises ``EpisodeError``: file, field, problem."""
-    with guarded(path):
-        raw = _load_npz(path)
-        length = len(raw["image"])
-        flags = {name: raw[name] for name in ("is_first", "is_last", "is_terminal") if name in raw}
-        if "is_terminal" not in flags:
-            flags["is_terminal"] = raw["discount"] == 0
-        flags.setdefault("is_first", np.arange(length) == 0)
-        flags.setdefault("is_last", np.arange(length) == length - 1)
-        _check(raw["image"], raw["action"], raw["reward"], flags)
-        chosen = np.zeros(raw["action"].shape, np.float32)
-        chosen[:-1] = raw["action"][1:]
-        rows = {name: values.astype(np.bool_) for name, values in flags.items()}
-        rows["is_first"][0] = True  # also of a piece of an episode: what came before it is not the file before
-        return {"obs": raw["image"], "action": chosen, "reward": raw["reward"].astype(np.float32), **rows}
+def tasks_of(source: Path) -> list[str]:
+    """The tasks that ``.wme`` episodes of a source say they are of; other formats do not say."""
+    files = sorted(source.glob("*.wme")) if source.is_dir() else [source] if source.suffix == ".wme" else []
+    tasks = set()
+    for path in files:
+        try:
+            tasks.add(read_info(path).task)
+        except EpisodeError:  # said when the data were loaded
+            continue
+    return sorted(tasks - {""})
 
 
-def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as stream:  # np.load would take a bare .npy for an answer
-        if stream.read(2) != b"PK":
-            raise EpisodeError("not an npz file")
-    with np.load(path, allow_pickle=False) as file:
-        known = ("image", "action", "reward", "discount", "is_first", "is_last", "is_terminal")
-        raw = {}
-        for name in sorted(set(known) & set(file.files)):
-            try:
-                raw[name] = file[name]
-            except ValueError as error:  # an array of objects, for one
-                raise EpisodeError(f"{name}: {error}") from error
-    for name in ("image", "action", "reward"):
-        if name not in raw:
-            raise EpisodeError(f"{name}: missing")
-    if "is_terminal" not in raw and "discount" not in raw:
-        raise EpisodeError("is_terminal: missing, and so is discount")
-    return raw
-
-
-def _check(image: np.ndarray, action: np.ndarray, reward: np.ndarray, flags: dict[str, np.ndarray]) -> None:
-    length = len(image)
-    if image.dtype != np.uint8 or image.ndim != 4 or not length:
-        raise EpisodeError(f"image: {image.dtype} {list(image.shape)} where uint8 [T, h, w, c] belongs")
-    if action.ndim != 2 or len(action) != length or not action.shape[1]:
-        raise EpisodeError(f"action: {list(action.shape)} where [{length}, A] belongs")
-    for name, values in {"reward": reward, **flags}.items():
-        if values.shape != (length,):
-            raise EpisodeError(f"{name}: {list(values.shape)} where [{length}] belongs")
-    for name, values in {"action": action, "reward": reward}.items():
-        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-            raise EpisodeError(f"{name}: not finite numbers")
-    if np.abs(action).max() > 1.0 + 1e-3:
-        raise EpisodeError("action: outside [-1, 1]")
-
-
-def _probe(path: Path) -> tuple[Spaces, int, dict[str, str]]:
-    """Spaces, rows and fingerprint of a file."""
+def _episodes_of(path: Path) -> tuple[list[Recorded], list[str]]:
     if path.suffix == ".wme":
-        info = read_info(path)
-        return info.spaces, info.length, info.fingerprint
-    if path.suffix != ".npz":
-        raise EpisodeError(f"{path}: not an episode file (.wme or .npz)")
-    rows = read_npz(path)
-    chosen = rows["action"][:-1]
-    one_hot = chosen.size > 0 and bool(np.isin(chosen, (0, 1)).all() and (chosen.sum(1) == 1).all())
-    height, width, channels = rows["obs"].shape[1:]
-    return Spaces((height, width, channels), chosen.shape[1], one_hot and chosen.shape[1] > 1), len(rows["obs"]), {}
+        return [Recorded(str(path), partial(_probe, path), partial(_read, path))], []
+    if path.suffix == ".npz":
+        return [npz_episode(path)], []
+    if path.suffix in (".hdf5", ".h5"):
+        return hdf5_episodes(path)
+    if path.suffix == ".csv":
+        return frame_episodes(path)
+    if path.name == "metadata.json":
+        raise EpisodeError(f"{path}: a Minari data set without main_data.hdf5: of its layouts only HDF5 is read")
+    raise EpisodeError(f"{path}: not an episode file (.wme, .npz, .hdf5 or .csv)")
+
+
+def _probe(path: Path) -> Facts:
+    info = read_info(path)
+    return Facts(info.spaces, info.length, info)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    return read_episode(path).rows() if path.suffix == ".wme" else read_npz(path)
+    return read_episode(path).rows()

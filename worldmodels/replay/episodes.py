@@ -193,7 +193,7 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def guarded(path: Path) -> Iterator[None]:
+def guarded(path: Path | str) -> Iterator[None]:
     """Turn whatever a damaged file makes the readers raise into one line that names the file."""
     try:
         yield

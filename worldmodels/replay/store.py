@@ -86,6 +86,13 @@ class EpisodeStore:
         while self._pending or self._writing:
             self._advance(wait=True)
 
+    def close(self) -> None:
+        """Write the open episodes too, as cut, but those without a step; all is on disk when this returns."""
+        for stream, tail in enumerate(self.tails):
+            if tail.env_steps:
+                self._finish(stream, cut=True)
+        self.flush()
+
     def manifest(self) -> list[str]:
         """Names of the finished episodes up to now, all on disk when this returns: what a checkpoint refers to."""
         self.flush()
