@@ -18,6 +18,7 @@ Metrics: ``return`` and ``value`` (imagined, means), ``return_scale`` (S), ``ent
 """
 
 import copy
+from abc import ABC
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,14 +28,16 @@ from torch import Tensor, nn
 
 from agents.actor import ActorConfig, ActorCritic, require_entropy
 from agents.base import move_target
-from agents.imagination import dream, flatten_posterior, last_steps
+from agents.imagination import Dream, dream, flatten_posterior, last_steps
 from agents.returns import return_after
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel
 from worldmodels.heads import HeadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class DreamingConfig(ABC):
+    """Of agents that learn from their dreams as V3 does."""
+
     actor: ActorConfig
     critic: HeadConfig
     imagination_horizon: int
@@ -50,8 +53,16 @@ class Config:
 
     def __post_init__(self) -> None:
         require_entropy(self.actor)
+        if self.imagination_starts < 0:
+            raise ValueError(f"imagination_starts must be 0 or more, got {self.imagination_starts}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DreamingConfig):
+    def __post_init__(self) -> None:
         if self.imagination_starts < 0 or self.imagination_starts == 1:  # a replayed step needs the one after it
             raise ValueError(f"imagination_starts must be 0 or at least 2, got {self.imagination_starts}")
+        super().__post_init__()
 
     def build(self, model: WorldModel) -> "Dreamer":
         return Dreamer(self, model)
@@ -75,26 +86,31 @@ class ReturnRange(nn.Module):
         return self.value.clamp_min(self.floor)
 
 
-class Dreamer(ActorCritic):
-    """See the card at the top of the file."""
+class Dreaming(ActorCritic, ABC):
+    """V3's actor and critic, and how they learn from a dream whose rewards are given."""
 
-    teaches: ClassVar[frozenset[str]] = frozenset({"replay_critic"})
-
-    def __init__(self, config: Config, model: WorldModel):
+    def __init__(self, config: DreamingConfig, model: WorldModel):
         super().__init__(config, model)
-        self.config, self.scales = config, config.scales
+        self.settings, self.scales = config, config.scales
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.return_range = ReturnRange(config.return_rate, config.return_floor)
 
-    def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
-        config = self.config
+    @torch.no_grad()
+    def follow_policy(self, model: WorldModel, latent: Latent) -> Dream:
+        """What the policy dreams from every step of a posterior ``[B, T]``; N is B T."""
+        start = flatten_posterior(latent)
+        return dream(model, lambda f: self.actor(f).sample(), start, self.settings.imagination_horizon)
+
+    def learn(
+        self, model: WorldModel, dreamed: Dream, reward: Float[Tensor, "N H1"]
+    ) -> tuple[Losses, Float[Tensor, "N H"]]:
+        """Terms ``actor`` and ``critic`` (Eq. 10 to 12) of a dream, with their metrics, and its returns (Eq. 7).
+
+        ``reward[:, t]`` arrives with the dream's latent t; what comes with its start is not looked at.
+        """
+        config = self.settings
         assert isinstance(model, Rewarded)  # ``needs``
-        if config.imagination_starts:
-            latent, batch = last_steps(latent, batch, config.imagination_starts)
         with torch.no_grad():
-            start = flatten_posterior(latent)
-            dreamed = dream(model, lambda f: self.actor(f).sample(), start, config.imagination_horizon)
-            reward = model.reward(dreamed.latent)
             live = config.discount * model.continues(dreamed.latent)
             slow_value = self.slow_critic(dreamed.features[:, :-1]).mean
             last_value = self.critic(dreamed.features[:, -1:]).mean
@@ -110,11 +126,6 @@ class Dreamer(ActorCritic):
         entropy = policy.entropy()
         actor_loss = -weight * (policy.log_prob(dreamed.action) * advantage + config.entropy * entropy)
         critic_loss = weight * (critic.loss(returns) + config.slow_weight * critic.loss(slow_value))
-        terms = {
-            "actor": actor_loss.mean(),
-            "critic": critic_loss.mean(),
-            "replay_critic": self._replay_loss(model.features(latent), batch, returns[:, 0].view_as(batch.reward)),
-        }
         metrics = {
             "return": returns.mean(),
             "value": value.mean(),
@@ -122,20 +133,37 @@ class Dreamer(ActorCritic):
             "entropy": entropy.detach().mean(),
             "advantage_abs": advantage.abs().mean(),
         }
-        return Losses(terms, metrics)
+        return Losses({"actor": actor_loss.mean(), "critic": critic_loss.mean()}, metrics), returns
+
+    def after_update(self, updates: int) -> None:
+        move_target(self.slow_critic, self.critic, self.settings.slow_rate)
+
+
+class Dreamer(Dreaming):
+    """See the card at the top of the file."""
+
+    teaches: ClassVar[frozenset[str]] = frozenset({"replay_critic"})
+
+    def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
+        assert isinstance(model, Rewarded)  # ``needs``
+        if self.settings.imagination_starts:
+            latent, batch = last_steps(latent, batch, self.settings.imagination_starts)
+        dreamed = self.follow_policy(model, latent)
+        with torch.no_grad():
+            reward = model.reward(dreamed.latent)
+        (terms, metrics), returns = self.learn(model, dreamed, reward)
+        replayed = self._replay_loss(model.features(latent), batch, returns[:, 0].view_as(batch.reward))
+        return Losses(terms | {"replay_critic": replayed}, metrics)
 
     def _replay_loss(
         self, features: Float[Tensor, "B T F"], batch: Sequence, bootstrap: Float[Tensor, "B T"]
     ) -> Float[Tensor, ""]:
         """The critic on what really happened; a time limit bootstraps, a terminal step does not."""
-        live = self.config.discount * (~batch.is_terminal).float()
-        lam = self.config.lam * (~batch.is_last).float()
+        live = self.settings.discount * (~batch.is_terminal).float()
+        lam = self.settings.lam * (~batch.is_last).float()
         returns = return_after(batch.reward, live, bootstrap, lam)
         critic = self.critic(features[:, :-1])
         with torch.no_grad():
             slow_value = self.slow_critic(features[:, :-1]).mean
-        loss = critic.loss(returns) + self.config.slow_weight * critic.loss(slow_value)
+        loss = critic.loss(returns) + self.settings.slow_weight * critic.loss(slow_value)
         return ((~batch.is_last[:, :-1]).float() * loss).mean()
-
-    def after_update(self, updates: int) -> None:
-        move_target(self.slow_critic, self.critic, self.config.slow_rate)
