@@ -22,9 +22,11 @@ step that was cut off by a time limit is bootstrapped from its own observation.
 Metrics: ``value``, ``return`` (R_t), ``entropy`` (nats), ``advantage`` (standard deviation).
 """
 
+from abc import ABC
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
@@ -55,7 +57,9 @@ class PathConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class OnPolicyConfig(ABC):
+    """What the configs of on-policy actor-critics have in common."""
+
     path: PathConfig
     actor: ActorConfig
     critic: HeadConfig
@@ -64,19 +68,17 @@ class Config:
     scales: dict[str, float]
 
     def __post_init__(self) -> None:
-        check_on_policy(self.actor, self.newest)
+        require_entropy(self.actor)
+        if noise := self.actor.exploration_noise:
+            raise ValueError(f"actor.exploration_noise must be 0 here: its policy explores, not {noise}")
+        if self.newest < 1:
+            raise ValueError(f"newest must be 1 or more, not {self.newest}")
 
+
+@dataclass(frozen=True, kw_only=True)
+class Config(OnPolicyConfig):
     def build(self, model: WorldModel) -> "A2C":
         return A2C(self, model)
-
-
-def check_on_policy(actor: ActorConfig, newest: int) -> None:
-    """Refuse what no on-policy actor-critic can have."""
-    require_entropy(actor)
-    if actor.exploration_noise:
-        raise ValueError(f"actor.exploration_noise must be 0 here: its policy explores, not {actor.exploration_noise}")
-    if newest < 1:
-        raise ValueError(f"newest must be 1 or more, not {newest}")
 
 
 class A2C(Agent):
@@ -127,8 +129,8 @@ def actor_critic_losses(
     actor: Actor, critic: Head, code: Float[Tensor, "B T C"], batch: Sequence, discount: float
 ) -> Losses:
     """Terms and metrics of the card, of windows of T = K + 1 steps and what ``actor`` and ``critic`` see in them."""
-    policy, believed = actor(code[:, :-1]), critic(code[:, :-1])
-    value = critic(code).mean.detach()
+    policy, believed = actor(code[:, :-1]), critic(code)
+    value = believed.mean.detach()
     returns = segment_return(batch.reward, batch.is_last, batch.is_terminal, value, discount)
     advantage = returns - value[:, :-1]
     weight = (~batch.is_last[:, :-1]).float()
@@ -141,7 +143,7 @@ def actor_critic_losses(
     entropy = policy.entropy()
     terms = {
         "policy": -mean(policy.log_prob(batch.action[:, :-1]) * advantage),
-        "value": mean(believed.loss(returns)),
+        "value": mean(believed.loss(torch.cat([returns, value[:, -1:]], 1))[:, :-1]),
         "entropy": -mean(entropy),
     }
     seen = {"value": value[:, :-1], "return": returns, "entropy": entropy.detach()}

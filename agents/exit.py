@@ -162,10 +162,9 @@ class ExIt(ActorCritic, Simulating):
     def loss(self, model: WorldModel, latent: Latent, batch: Sequence) -> Losses:
         config, features = self.config, model.features(latent).detach()
         critic = self.critic(features)
-        live = config.discount * (~batch.is_terminal).float()
-        value = critic.mean.detach()
-        returns = n_step_return(batch.reward, live, batch.is_last, value, config.return_steps)
         alive = (~batch.is_terminal).float()
+        value = critic.mean.detach()
+        returns = n_step_return(batch.reward, config.discount * alive, batch.is_last, value, config.return_steps)
         imitated, entropy, _ = self.imitated(held_out=False)
         terms = {
             "actor": imitated - config.entropy * entropy,

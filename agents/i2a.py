@@ -35,18 +35,16 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from agents.a2c import PathConfig, actor_critic_losses, check_on_policy, newest_windows
+from agents.a2c import OnPolicyConfig, PathConfig, actor_critic_losses, newest_windows
 from agents.actor import Actor, ActorConfig, Policy, require_entropy
 from agents.base import Agent, Carry
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel, map_latent
 from worldmodels.distributions import OneHot, TanhNormal, symlog
-from worldmodels.heads import HeadConfig
 from worldmodels.layers import step_precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    path: PathConfig
+class Config(OnPolicyConfig):
     core: Literal["model", "copy"]
     depth: int  # tau
     candidates: int  # rollouts where actions are continuous; of discrete ones each has one
@@ -54,14 +52,9 @@ class Config:
     rollout: ActorConfig  # pi^
     frame: PathConfig  # of each imagined state, before the LSTM
     encoded: int  # size of e_a
-    actor: ActorConfig
-    critic: HeadConfig
-    discount: float
-    newest: int  # windows of each batch to learn from, its first ones; as many as replay.newest
-    scales: dict[str, float]
 
     def __post_init__(self) -> None:
-        check_on_policy(self.actor, self.newest)
+        super().__post_init__()
         require_entropy(self.rollout)
         for name in ("depth", "candidates", "encoded"):
             if getattr(self, name) < 1:

@@ -60,8 +60,8 @@ class MuZero(Reanalysing):
         actor, critic, metrics = self.imitate(model, path, lesson, batch)
         told = [
             model.prediction_losses(latent, batch.reward[:, k:], (~batch.is_terminal[:, k:]).float())
-            for k, (latent, _) in enumerate(path)
-        ][1:]
+            for k, (latent, _) in enumerate(path[1:], 1)
+        ]
         reward, ends = zip(*told, strict=True)
         reached = [reached for _, reached in path[1:]]
         terms = {

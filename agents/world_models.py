@@ -41,6 +41,7 @@ from agents.base import Agent, Carry, Evolving
 from agents.evolution import CMAES
 from worldmodels.base import Latent, Losses, Rewarded, Sequence, WorldModel, map_latent
 from worldmodels.distributions import CommonNoise
+from worldmodels.strict import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,10 @@ class Config:
     exploration_noise: float  # when collecting: std of normal noise; discrete: chance of a random action
 
     def __post_init__(self) -> None:
-        for name, least in {"population": 4, "rollouts": 1, "dream_length": 1, "weight_decay": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.sigma <= 0:
-            raise ValueError(f"sigma must be more than 0, got {self.sigma}")
-        if self.exploration_noise < 0:
-            raise ValueError(f"exploration_noise must be at least 0, got {self.exploration_noise}")
+        at_least(self, 4, "population")
+        at_least(self, 1, "rollouts", "dream_length")
+        at_least(self, 0, "weight_decay", "exploration_noise")
+        above(self, 0, "sigma")
 
     def build(self, model: WorldModel) -> "WorldModels":
         return WorldModels(self, model)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from agents.training import config as run_config
+from agents.training.cli import parse
 from agents.training.config import Catalog, Layers, RunConfig, compose, load_config, save_config, shipped
 from worldmodels.strict import ConfigError, dump_yaml, from_dict, parse_yaml, read_yaml, to_dict
 
@@ -353,6 +354,13 @@ def test_a_file_is_laid_over_its_base_presets_included(catalog: Catalog) -> None
     assert me(catalog, ("big", "one")) == {"size": 4, "rate": 0.5}
     assert me(catalog, ("one", "less")) == {"size": 1, "rate": 0.5}
     assert (composed(catalog).replay.batch, composed(catalog).replay.length) == (17, 5)
+
+
+def test_a_file_takes_a_loss_of_its_base_away_and_a_command_does_not() -> None:
+    words = ["--agent", "plan2explore", "--task", "toy:reach"]
+    assert set(parse(words).config.agent.scales) == {"actor", "critic"}
+    with pytest.raises(ConfigError, match=r"^command line: agent\.scales\.actor: expected float, got null"):
+        parse([*words, "--agent.scales.actor", "null"])
 
 
 def test_bases_go_on_and_the_nearest_file_has_the_say(catalog: Catalog, tmp_path: Path) -> None:

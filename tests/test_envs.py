@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import yaml
+from playing import play, same
 
 from worldmodels.envs import EnvConfig, gl, list_tasks, make_env, resolve_task, suite_of, tasks
 from worldmodels.envs.gymnasium_env import resized
@@ -30,19 +31,6 @@ def random_actions(env, count, seed=0):
     if env.spaces.discrete:
         return np.eye(env.spaces.action_dim, dtype=np.float32)[rng.integers(env.spaces.action_dim, size=count)]
     return rng.uniform(-1, 1, (count, env.spaces.action_dim)).astype(np.float32)
-
-
-def play(env, actions):
-    """A step per action; a reset takes the place of an action after the end."""
-    steps, step = [], env.reset()
-    for action in actions:
-        step = env.reset() if step.is_last else env.step(action)
-        steps.append(step)
-    return steps
-
-
-def same(first, second):
-    return np.array_equal(first.obs, second.obs) and first[1:] == second[1:]
 
 
 def python(code, **environment):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from playing import play, same
 
 from agents.training.evaluate import evaluation_seeds
 from worldmodels.envs import EnvConfig, list_tasks, make_env, resolve_task, sokoban
@@ -30,19 +31,6 @@ def one_hot(action, count=4):
 def actions(game, count, seed=0):
     size = game.spaces.action_dim
     return [one_hot(i, size) for i in np.random.default_rng(seed).integers(size, size=count)]
-
-
-def play(game, moves):
-    """A step per action; a reset takes the place of an action after the end."""
-    steps, step = [], game.reset()
-    for move in moves:
-        step = game.reset() if step.is_last else game.step(move)
-        steps.append(step)
-    return steps
-
-
-def same(first, second):
-    return np.array_equal(first.obs, second.obs) and first[1:] == second[1:]
 
 
 def set_board(game, *rows):

@@ -3,7 +3,6 @@
 import http.client
 import json
 import select
-import shutil
 import socket
 import subprocess
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, needs_browser
 from stage import SIZE, Stage, same
 
 from agents.training.config import RunConfig
@@ -23,7 +23,6 @@ from agents.training.play.session import Session, View
 from worldmodels.envs.gl import RenderingError
 
 RIGHT = [1.0, 0.0]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture
@@ -258,11 +257,10 @@ def test_a_port_that_is_taken_and_a_session_that_cannot_be(web: PlayServer) -> N
         PlayServer(none, 0)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@needs_browser
 def test_the_page_shows_the_dream_in_a_browser(web: PlayServer) -> None:
-    assert BROWSER is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    result = subprocess.run([BROWSER, *flags, web.address], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([str(CHROMIUM), *flags, web.address], capture_output=True, text=True, timeout=120)
     shown = result.stdout.partition("<script>")[0]
     for text in ("toy:reach", "dreamer on rssm-v3", "step 0", "return 0.00", "2 of 2", "Space plays"):
         assert text in shown, (text, result.stderr[-500:])

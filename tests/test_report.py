@@ -18,6 +18,7 @@ import pytest
 import scipy.stats
 import torch
 import yaml
+from browser import CHROMIUM, needs_browser
 
 from agents.training.cli import parse
 from agents.training.config import save_config
@@ -30,7 +31,6 @@ from agents.training.run import train
 from worldmodels.latents import Categorical, Gaussian
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<script>alert('x')</script>&\"'"
 RETURNS = (1.0, 2.0, 4.0)
 
@@ -472,7 +472,7 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize("width", [500, 1300])
 def test_the_page_in_a_browser(width: int, trained: Path, report: Callable[..., Any], tmp_path: Path) -> None:
     """Pointers are told values, the slider moves through the films, nothing is wider than the window."""

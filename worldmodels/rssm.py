@@ -59,6 +59,7 @@ from worldmodels.heads import HeadConfig
 from worldmodels.latents import Categorical, Gaussian
 from worldmodels.layers import ACTIVATIONS, MLP, Activation, Norm, linear, make_norm, step_precision
 from worldmodels.objectives import Objective
+from worldmodels.strict import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits must be 1 to 8, got {self.bits}")
-        if self.overshooting < 0:
-            raise ValueError(f"overshooting must be at least 0, got {self.overshooting}")
+        at_least(self, 0, "overshooting")
 
     def build(self, spaces: Spaces) -> "RSSM":
         return RSSM(self, spaces)

@@ -41,6 +41,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(known[:24])}{', ...' if len(known) > 24 else ''}." if known else "None are known here."
 
 
+def at_least(config: Any, least: float, *names: str) -> None:
+    """Check fields of a config; the error begins with the field's name, from which ``from_dict`` makes its path."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+def above(config: Any, bound: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= bound:
+            raise ValueError(f"{name} must be more than {bound}, got {getattr(config, name)}")
+
+
 def from_dict(cls: type[T], data: Any, where: str | Mapping[str, str], types: Mapping[str, Any] | None = None) -> T:
     """A dataclass from a mapping.
 

@@ -49,6 +49,7 @@ from worldmodels.heads import HeadConfig
 from worldmodels.latents import gaussian_kl
 from worldmodels.layers import linear
 from worldmodels.rssm import mean
+from worldmodels.strict import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +66,9 @@ class Config:
     scales: dict[str, float]  # weight of every loss term
 
     def __post_init__(self) -> None:
-        for name in ("latent", "memory", "mixtures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.kl_tolerance < 0:
-            raise ValueError(f"kl_tolerance must be at least 0, got {self.kl_tolerance}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be more than 0, got {self.temperature}")
+        at_least(self, 1, "latent", "memory", "mixtures")
+        at_least(self, 0, "kl_tolerance")
+        above(self, 0, "temperature")
 
     def build(self, spaces: Spaces) -> "VAERNN":
         return VAERNN(self, spaces)

@@ -59,6 +59,6 @@ def draw_actions(
         noise[:, 0] = 0
     # log (beta / pi) = log((1 - w) + w N(noise; 0, widening) / N(noise; 0, 1))
     ratio = (0.5 * (1 - widening**-2) * noise.square() - math.log(widening)).sum(-1)
-    share = torch.tensor([1 - wide / count, wide / count], device=mean.device).log()
-    logits = -torch.logaddexp(share[0], share[1] + ratio)
+    plain, widened = (math.log(share) if share else -math.inf for share in (1 - wide / count, wide / count))
+    logits = -torch.logaddexp(torch.full_like(ratio, plain), widened + ratio)
     return torch.tanh(mean.unsqueeze(1) + std.unsqueeze(1) * noise), logits

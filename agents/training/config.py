@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.training.optim import OptimizerConfig
-from agents.training.sections import CollectConfig, LearnPhase, ReplayConfig, TrainingConfig, at_least
+from agents.training.sections import CollectConfig, LearnPhase, ReplayConfig, TrainingConfig
 from worldmodels.envs import EnvConfig
 from worldmodels.strict import (
     ConfigError,
+    at_least,
     config_class,
     did_you_mean,
     from_dict,
@@ -240,6 +241,8 @@ def compose(
         for part, entry in parts.items():
             for said in entry.files:
                 layers.add(in_run(part, said.presets.get(preset, {})), f"{said.source} (preset {preset})")
+    for part in parts:
+        drop_nulls(layers.data.get(part), "scales")  # so can a file do without a loss of its base; nobody after it can
     for data, source in [*([saved] if saved else []), *files]:
         layers.add(data, source)
     known = layers.data["optimizers"] or {}
@@ -250,9 +253,7 @@ def compose(
             near = did_you_mean(name, known)
             raise ConfigError(f"command line: optimizers.{name}: {agent.name} has no such optimizer. {near}")
     layers.add(overrides, "command line")
-    # null takes an optimizer away: so can one for everything be replaced by one for each part
-    optimizers = layers.data["optimizers"].items()
-    layers.data["optimizers"] = {name: values for name, values in optimizers if values is not None}
+    drop_nulls(layers.data, "optimizers")  # so can one for everything be replaced by one for each part
     names = {"agent_name": agent.name, "agent_type": agent.type, "task": task, "preset": list(presets)}
     layers.add({**names, "world_model_name": world_model.name, "world_model_type": world_model.type}, "command line")
     return from_layers(layers.data, layers.sources, catalog, agent.source, world_model.source)
@@ -266,6 +267,12 @@ def undotted(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
         dotted = {f"{name}.{part}": inner for part, inner in parts.items()}
         flat |= dotted if dotted.keys() & set(known) else {name: value}
     return flat
+
+
+def drop_nulls(data: Any, key: str) -> None:
+    """Take out of ``data[key]`` what is null; what is no mapping is left for ``from_dict`` to refuse."""
+    if isinstance(data, dict) and isinstance(data.get(key), dict):
+        data[key] = {name: value for name, value in data[key].items() if value is not None}
 
 
 def in_run(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,13 +292,19 @@ def from_layers(
 
 def load_config(path: Path, catalog: Catalog | None = None) -> RunConfig:
     """The config of a run from its ``config.yaml``. Raises ``ConfigError``."""
-    data = read_yaml(path, str(path))
+    data = read_saved(path)
     for key in ("agent_type", "world_model_type"):
         if not isinstance(data.get(key), str):
             raise ConfigError(f"{path}: {key}: expected a name, got {show(data.get(key))}; is this the file of a run?")
+    return from_layers(data, str(path), catalog or shipped(), str(path), str(path))
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """What a run's ``config.yaml`` says, and what it meant before it could say so. Raises ``ConfigError``."""
+    data = read_yaml(path, str(path))
     if isinstance(data.get("training"), dict):
         data["training"] = UNTIL_PHASES | data["training"]
-    return from_layers(data, str(path), catalog or shipped(), str(path), str(path))
+    return data
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -18,6 +18,11 @@ ENVS_AT_ONCE = 16
 FIRST_SEED = HELD_OUT_SEED  # of evaluation episodes; seeds of training stay below
 
 
+def training_seeds(entropy: Items[int], count: int = 1) -> list[int]:
+    """Seeds of environments that no evaluation has; other numbers give other ones."""
+    return [int(number) % FIRST_SEED for number in np.random.SeedSequence(entropy).generate_state(count)]
+
+
 class Recording(NamedTuple):
     """One episode, timeline of ``worldmodels.base``; T = actions + 1."""
 

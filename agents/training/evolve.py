@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from agents.base import Evolving
 from agents.training.config import RunConfig
-from agents.training.evaluate import FIRST_SEED, Evaluation, Stage, evaluate
+from agents.training.evaluate import Evaluation, Stage, evaluate, training_seeds
 from agents.training.learner import Learner
 from agents.training.phases import Tally, Work
 from agents.training.sections import EvolvePhase
@@ -71,8 +71,7 @@ class Evolve(Work):
     def play(self, candidates: Float[Tensor, "N D"], seed: int) -> Float[Tensor, "N R"]:
         """Returns in real environments, the same episodes for all candidates."""
         rollouts = self.agent.rollouts
-        numbers = np.random.SeedSequence([seed, 1]).generate_state(rollouts)
-        seeds = [int(number) % FIRST_SEED for number in numbers] * len(candidates)
+        seeds = training_seeds([seed, 1], rollouts) * len(candidates)
         lanes, begun = candidates.repeat_interleave(rollouts, 0), 0
 
         def policy(batch: int) -> Trial:

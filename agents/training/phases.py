@@ -20,6 +20,13 @@ from agents.training.learner import Learner
 from agents.training.sections import CollectPhase, LearnPhase
 from worldmodels.replay.memory import Replay, Sample
 
+UPDATES = 500  # in a block of a phase that only learns
+
+
+def block_end(done: int, size: int, goal: int) -> int:
+    """Where the block under way ends, of blocks of ``size`` up to ``goal``."""
+    return min((done // size + 1) * size, goal)
+
 
 @dataclass
 class Tally:
@@ -108,7 +115,7 @@ class Online(Stream):
     def __iter__(self) -> Iterator[Sample]:
         training, replay, counts = self.config.training, self.config.replay, self.collector
         block = training.block_env_steps
-        end = min((counts.env_steps // block + 1) * block, training.env_steps)
+        end = block_end(counts.env_steps, block, training.env_steps)
         handed_out = 0
         while not self.stopping:
             if self.learner.updates < self.updates_due():
@@ -142,8 +149,6 @@ class Online(Stream):
 class Offline(Stream):
     """Learn from recorded data alone, ``offline_updates`` times."""
 
-    BLOCK = 500  # updates
-
     def __init__(self, config: RunConfig, learner: Learner, replay: Replay, tally: Tally):
         super().__init__()
         self.config, self.learner, self.tally, self._replay = config, learner, tally, replay
@@ -157,7 +162,7 @@ class Offline(Stream):
         return self.learner.updates - self.tally.elsewhere
 
     def __iter__(self) -> Iterator[Sample]:
-        end = min((self.updates // self.BLOCK + 1) * self.BLOCK, self.config.training.offline_updates)
+        end = block_end(self.updates, UPDATES, self.config.training.offline_updates)
         while not self.stopping and self.updates < end:
             yield self.replay.sample(self.config.replay.batch, self.config.replay.length)
 
@@ -174,8 +179,9 @@ class Collect(Work):
         self.phase, self.index, self.config, self.collector, self.tally = phase, index, config, collector, tally
 
     def block(self, worked: Callable[[dict[str, Tensor]], None]) -> None:
-        block, begun = self.config.training.block_env_steps, self.collector.env_steps
-        while not (self.stopping or self.finished or self.collector.env_steps >= (begun // block + 1) * block):
+        training = self.config.training
+        end = block_end(self.collector.env_steps, training.block_env_steps, training.env_steps)
+        while not (self.stopping or self.finished or self.collector.env_steps >= end):
             before = self.collector.env_steps
             self.finished_episodes += self.collector.step()
             self.tally.done[self.index] += self.collector.env_steps - before
@@ -193,7 +199,6 @@ class Collect(Work):
 class Learn(Stream):
     """Make updates with some of the optimisers, on what is ``recorded``."""
 
-    BLOCK = 500  # updates
     films_itself: ClassVar[bool] = True
 
     def __init__(self, phase: LearnPhase, index: int, recorded: Callable[[], Replay], tally: Tally):
@@ -208,7 +213,7 @@ class Learn(Stream):
 
     def __iter__(self) -> Iterator[Sample]:
         done, phase = self.tally.done, self.phase
-        end = min((done[self.index] // self.BLOCK + 1) * self.BLOCK, phase.updates)
+        end = block_end(done[self.index], UPDATES, phase.updates)
         while not self.stopping and done[self.index] < end:
             yield self.replay.sample(phase.batch, phase.length)
             done[self.index] += 1

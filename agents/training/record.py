@@ -11,10 +11,11 @@ import numpy as np
 from agents.pretrained import load_trained
 from agents.training import cli
 from agents.training.devices import choose_device
-from agents.training.evaluate import FIRST_SEED
+from agents.training.evaluate import training_seeds
 from agents.training.policies import AgentPolicy, Policy, RandomPolicy, ZeroPolicy
 from worldmodels.base import Spaces
 from worldmodels.envs import EnvConfig, EnvPool, make_env, suite_of
+from worldmodels.replay.episodes import require_empty
 from worldmodels.replay.store import EpisodeStore
 
 UNTRAINED = ("random", "zero", "optimal")
@@ -96,16 +97,14 @@ def record(player: Player, folder: Path, *, env_steps: int, num_envs: int, seed:
     that reaches the number, which with one environment and no action repeat is exactly it; episodes still open then are
     written as ``cut``. Raises ``ValueError`` where the folder holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: there is something already: give a new or an empty folder")
+    require_empty(folder)
     envs: list[Any] = []
 
     def built_in(config: EnvConfig, seed: int) -> Any:
         envs.append(make_env(player.task, config, seed))
         return envs[-1]
 
-    entropy = ([seed, i] for i in range(num_envs))
-    seeds = [int(np.random.SeedSequence(numbers).generate_state(1)[0]) % FIRST_SEED for numbers in entropy]
+    seeds = [training_seeds([seed, i])[0] for i in range(num_envs)]
     task = built_in if suite_of(player.task) == "toy" else player.task
     with EnvPool(task, player.env, seeds, "serial", 60.0) as pool:
         act = player.policy(pool.spaces, envs)

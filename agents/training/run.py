@@ -29,7 +29,7 @@ from agents.training.collect import Collector
 from agents.training.config import RunConfig, save_config
 from agents.training.devices import choose_device, choose_precision
 from agents.training.drive import carry_out
-from agents.training.evaluate import FIRST_SEED
+from agents.training.evaluate import training_seeds
 from agents.training.learner import Learner
 from agents.training.policies import AgentPolicy
 from agents.training.schedule import OFFLINE, Schedule, check_needs, evolving, planned_env_steps, planned_updates
@@ -50,6 +50,11 @@ def build_networks(config: RunConfig, spaces: Spaces) -> tuple[WorldModel, Agent
     torch.manual_seed(config.seed)
     model = config.world_model.build(spaces)
     return model, config.agent.build(model)
+
+
+def packed_bytes(config: RunConfig, model: WorldModel) -> int:
+    """Bytes of a latent in the replay; 0 where none are kept."""
+    return model.packed_bytes if config.replay.latents and isinstance(model, Storing) else 0
 
 
 class Run:
@@ -115,15 +120,15 @@ class Run:
     def updates(self) -> int:
         return self.learner.updates
 
-    def _packed_bytes(self) -> int:
-        return self.model.packed_bytes if self.config.replay.latents and isinstance(self.model, Storing) else 0
-
     def _replay_device(self, spaces: Spaces, capacity: int) -> torch.device:
         wanted = self.config.replay.device
         if wanted != "auto" or self.device.type == "cpu":
             return torch.device("cpu" if wanted == "auto" else wanted)
         # half of what is free: the networks and their activations need the rest
-        fits = Replay.bytes_needed(spaces, capacity, self._packed_bytes()) < torch.cuda.mem_get_info()[0] // 2
+        fits = (
+            Replay.bytes_needed(spaces, capacity, packed_bytes(self.config, self.model))
+            < torch.cuda.mem_get_info()[0] // 2
+        )
         return self.device if fits else torch.device("cpu")
 
     def _collector(self, env_steps: int) -> Collector:
@@ -134,7 +139,7 @@ class Run:
         actions = max(config.training.env_steps, env_steps) // pool.action_repeat + 2 * pool.num_envs
         capacity = max(min(config.replay.capacity, 2 * actions), config.replay.length * pool.num_envs)
         device = self._replay_device(pool.spaces, capacity)
-        packed = self._packed_bytes()
+        packed = packed_bytes(config, self.model)
         memory = Replay.bytes_needed(pool.spaces, capacity, packed) / 1e9
         print(f"replay: {capacity} steps, {memory:.2f} GB on {device}", file=sys.stderr)
         replay = Replay(pool.spaces, capacity, pool.num_envs, packed, device, config.seed)
@@ -235,8 +240,7 @@ class Run:
 def env_seeds(config: RunConfig, folder: Path) -> list[int]:
     """One for each environment. Those that begin anew in a resumed run must not repeat episodes that it has."""
     finished = len(list((folder / "replay").glob("*.wme")))
-    entropy = ([config.seed, i, finished] for i in range(config.collect.num_envs))
-    return [int(np.random.SeedSequence(numbers).generate_state(1)[0]) % FIRST_SEED for numbers in entropy]
+    return [training_seeds([config.seed, i, finished])[0] for i in range(config.collect.num_envs)]
 
 
 def check_data(folder: Path, spaces: Spaces, fingerprint: dict[str, str], task: str, pool: EnvPool | None) -> None:

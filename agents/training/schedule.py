@@ -83,8 +83,9 @@ def build(run: "Run", phase: PhaseConfig, index: int, tally: Tally) -> Phase | N
     config, learner, collector = run.config, run.learner, run.collector
     match phase:
         case OfflinePhase():
-            wanted = run.dataset is not None and config.training.offline_updates
-            return Offline(config, learner, run.dataset, tally) if wanted and run.dataset is not None else None
+            if run.dataset is None or not config.training.offline_updates:
+                return None
+            return Offline(config, learner, run.dataset, tally)
         case OnlinePhase():
             return Online(config, learner, collector, tally) if collector is not None else None
         case CollectPhase():

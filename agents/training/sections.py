@@ -1,20 +1,9 @@
 """The sections of a run's config, and the phases that it is made of; values are in ``configs/``."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-
-def at_least(config: Any, least: float, *names: str) -> None:
-    """Check fields of a config; the error begins with the field's name, from which ``from_dict`` makes its path."""
-    for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
-
-
-def above(config: Any, bound: float, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= bound:
-            raise ValueError(f"{name} must be more than {bound}, got {getattr(config, name)}")
+from worldmodels.strict import above, at_least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def draw_rollouts(imagined: Imagined, *, task: str, env_steps: int, columns: int
     num_steps, context = film.truth.shape[1], film.context
     sees = np.arange(num_steps) < context
     shown = np.concatenate((np.ones_like(film.compared, shape=(len(film.truth), context)), film.compared), axis=1)
-    error = ((film.imagination.astype(np.int16) - film.truth) // 2 + 128).astype(np.uint8)
+    error = error_image(film.imagination, film.truth)
     model, copy = (mean_compared(x, film.compared, axis=0) for x in (film.psnr, film.psnr_copy_last_frame))
     notes = [""] * context + [f"PSNR {m:.1f}\ncopy {c:.1f}" for m, c in zip(model, copy, strict=True)]
     rows = [
@@ -213,7 +213,7 @@ def write_video(film: np.ndarray, path: str | Path, fps: float | int = 15) -> Pa
     if path.suffix == ".mp4" and ffmpeg is None:
         path = path.with_suffix(".gif")
         log.warning("no ffmpeg here, writing %s instead of an MP4: pip install imageio-ffmpeg", path.name)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         if ffmpeg is None:
             temporary.write_bytes(gif_bytes(film, fps))
         else:
@@ -274,7 +274,7 @@ def summary_gif(film: np.ndarray, path: str | Path, fps: float | int = 15, max_b
     for max_width, colours, stride in ((800, 256, 1), (640, 192, 1), (640, 192, 2), (480, 128, 2), (320, 96, 3)):
         data = gif_bytes(film[::stride], fps / stride, max_width, colours)
         if len(data) <= max_bytes:
-            with _replacing(Path(path)) as temporary:
+            with replacing(Path(path)) as temporary:
                 temporary.write_bytes(data)
             return Path(path)
     raise ValueError(f"{len(film)} frames do not fit into a GIF of {max_bytes} bytes; give fewer frames or columns")
@@ -289,7 +289,7 @@ def write_episode_video(images: np.ndarray, path: str | Path, fps: float = 30.0)
 
 def write_json(metrics: dict[str, Any], path: str | Path) -> Path:
     """Write metrics beside a video, whole or not at all; what is not finite becomes null."""
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n")
     return Path(path)
 
@@ -302,8 +302,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def error_image(imagination: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(imagination - truth) / 2 + mid-grey, uint8 of any shape."""
+    return ((imagination.astype(np.int16) - truth) // 2 + 128).astype(np.uint8)
+
+
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, which it replaces if all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

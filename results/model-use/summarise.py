@@ -10,12 +10,11 @@ seeds: wide, as three seeds are few.
 """
 
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
 
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom
+from agents.training.report.statistics import t_interval
 
 
 def evaluations(run: Path) -> dict[int, float]:
@@ -26,10 +25,8 @@ def evaluations(run: Path) -> dict[int, float]:
 
 def interval(values: list[float]) -> str:
     """Mean and half the width of its 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}"
-    half = T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):+.1f} +- {half:.1f}"
+    mean, _, high = t_interval(values)
+    return f"{mean:.1f}" if len(values) < 2 else f"{mean:+.1f} +- {high - mean:.1f}"
 
 
 def first_at(curve: dict[int, float], threshold: float) -> str:

@@ -5,8 +5,14 @@ and Dreamer's ``dmc_walker_walk`` are understood too; hyphens and underscores ar
 """
 
 import difflib
+from collections.abc import Callable
+from functools import partial
 
 from worldmodels.envs.base import Env, EnvConfig
+from worldmodels.envs.cover import Cover
+from worldmodels.envs.minipacman import MODES, MiniPacman
+from worldmodels.envs.sokoban import Sokoban
+from worldmodels.envs.toy import TOYS
 
 SUITES = ("dmc", "gym", "toy")
 
@@ -32,17 +38,18 @@ DMC_TASKS = {
     "swimmer": "swimmer6 swimmer15",
     "walker": "stand walk run",
 }
-TOY_TASKS = (
-    *("catch", "cover", "pendulum", "reach"),
-    *(f"sokoban-{side}-{boxes}" for side in range(5, 11) for boxes in range(1, 5 if side > 5 else 3)),
-    *(f"minipacman-{mode}" for mode in ("regular", "avoid", "hunt", "ambush", "rush")),
-)
+BOARDS = [(side, boxes) for side in range(5, 11) for boxes in range(1, 5 if side > 5 else 3)]
+GAMES: dict[str, Callable[[EnvConfig, int], Env]] = {
+    **dict(sorted((TOYS | {"cover": Cover}).items())),
+    **{f"sokoban-{side}-{boxes}": partial(Sokoban, side, boxes) for side, boxes in BOARDS},
+    **{f"minipacman-{mode}": partial(MiniPacman, mode) for mode in MODES},
+}
 
 
 def list_tasks() -> list[str]:
     """Canonical names of the tasks that come with the framework; ``gym:`` takes any registered Gymnasium id besides."""
     dmc = [f"dmc:{domain}-{task}" for domain, tasks in DMC_TASKS.items() for task in tasks.split()]
-    return dmc + [f"toy:{task}" for task in TOY_TASKS]
+    return dmc + [f"toy:{task}" for task in GAMES]
 
 
 def resolve_task(name: str) -> str:
@@ -84,17 +91,7 @@ def make_env(task: str, config: EnvConfig, seed: int) -> Env:
         from worldmodels.envs.gymnasium_env import GymnasiumEnv
 
         return GymnasiumEnv(name, config, seed)
-    from worldmodels.envs import cover, minipacman, sokoban, toy
-
-    game, _, variant = name.partition("-")
-    if game == "sokoban":
-        side, boxes = map(int, variant.split("-"))
-        return sokoban.Sokoban(side, boxes, config, seed)
-    if game == "minipacman":
-        return minipacman.MiniPacman(variant, config, seed)
-    if name == "cover":
-        return cover.Cover(config, seed)
-    return toy.TOYS[name](config, seed)
+    return GAMES[name](config, seed)
 
 
 def _spelling(name: str) -> str:

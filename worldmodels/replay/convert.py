@@ -10,7 +10,7 @@ import numpy as np
 from worldmodels.base import Spaces
 from worldmodels.envs.gymnasium_env import resized
 from worldmodels.replay.datasets import find_episodes
-from worldmodels.replay.episodes import Episode, EpisodeError, EpisodeInfo, guarded, write_episode
+from worldmodels.replay.episodes import Episode, EpisodeError, EpisodeInfo, guarded, require_empty, write_episode
 from worldmodels.replay.recorded import Facts, Recorded
 
 
@@ -37,15 +37,14 @@ def convert(
     An episode of other spaces than the first one is left out. ``say`` gets each problem as it is found.
     Raises ``ValueError`` where there is nothing to read or the folder holds something.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target}: there is something already: give a new or an empty folder")
+    require_empty(target)
     found, problems = find_episodes(source)
     for problem in problems:
         say(problem)
     written: list[EpisodeInfo] = []
     for recorded in found:
         spaces = written[0].spaces if written else None
-        before = (sum(info.length for info in written), sum(info.episode_env_steps for info in written))
+        before = (written[-1].position + written[-1].length, written[-1].env_steps) if written else (0, 0)
         try:
             episode = _episode(recorded, spaces, size, EpisodeDefaults(task, action_repeat), before)
             target.mkdir(parents=True, exist_ok=True)

@@ -107,6 +107,18 @@ def parse_name(name: str) -> tuple[int, int, int]:
     return stream, position, length
 
 
+def require_empty(folder: Path) -> None:
+    """Raises ``ValueError`` where episodes would be written among other things."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: there is something already: give a new or an empty folder")
+
+
+def oldest_first(folder: Path) -> list[Path]:
+    """The episode files of a folder by their position in their stream, of equal ones by name; maybe none."""
+    found = folder.glob("*.wme") if folder.is_dir() else ()
+    return sorted(found, key=lambda path: (parse_name(path.name)[1], path.name))
+
+
 def write_episode(directory: Path, episode: Episode) -> EpisodeInfo:
     """Write an episode so that its file appears whole or not at all; returns its info with the path.
 

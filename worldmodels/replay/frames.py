@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from worldmodels.replay.episodes import MAX_SIDE, EpisodeError, guarded
-from worldmodels.replay.recorded import Facts, Recorded, check_actions, check_columns, one_episode, spaces_of
+from worldmodels.replay.recorded import MEDIA, Facts, Recorded, check_actions, check_columns, one_episode, spaces_of
 
 NEEDED = ("episode", "action_0", "reward", "is_last", "is_terminal")
 TRUTH = {"0": False, "1": True, "false": False, "true": True}
@@ -112,7 +112,7 @@ def _picture(folder: Path, row: dict[str, Any]) -> tuple[Path, int]:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise EpisodeError(f"{field}: {name!r} is outside the CSV's folder")
-    if path.suffix.lower() not in (".png", ".mp4") or not path.is_file():
+    if path.suffix.lower() not in MEDIA or not path.is_file():
         raise EpisodeError(f"{field}: {name!r} is no .png or .mp4 here")
     if path.suffix.lower() == ".png":
         return path, 0
@@ -166,10 +166,11 @@ def _video(path: Path, wanted: set[int]) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     # passthrough: else ffmpeg repeats or drops pictures where their times are uneven
     reader = iio.imiter(path, plugin="FFMPEG", output_params=["-fps_mode", "passthrough"])
+    last = max(wanted)
     for number, image in enumerate(reader):
         if number in wanted:
             found[number] = image
-        if number >= max(wanted):
+        if number >= last:
             break
     if missing := sorted(wanted - set(found)):
         raise EpisodeError(f"frame: {path.name} has no picture {missing[0]}")

@@ -11,8 +11,8 @@ import torch
 from agents.training import cli
 from agents.training.benchmark.timing import Report, Timing, machine, take_turns
 from agents.training.config import RunConfig
-from agents.training.run import build_networks
-from worldmodels.base import Spaces, Storing
+from agents.training.run import build_networks, packed_bytes
+from worldmodels.base import Spaces
 from worldmodels.envs import EnvPool
 from worldmodels.replay.episodes import read_episode
 from worldmodels.replay.memory import Replay
@@ -89,7 +89,7 @@ def replay(sizes: list[int], settings: list[str], turns: int = 10) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         spaces, rows, on_disk = played(config, Path(folder))
     model, _ = build_networks(config, spaces)
-    packed = model.packed_bytes if config.replay.latents and isinstance(model, Storing) else 0
+    packed = packed_bytes(config, model)
     replays = {size: filled(spaces, rows, size, packed) for size in sizes}
     batch, length = config.replay.batch, config.replay.length
     draws = take_turns({size: lambda r=r: r.sample(batch, length) for size, r in replays.items()}, turns, CPU)

@@ -22,8 +22,8 @@ from agents.training.benchmark.timing import CLOCKS, Report, Timing, half_quarti
 from agents.training.config import RunConfig
 from agents.training.devices import choose_device, choose_precision
 from agents.training.learner import Learner
-from agents.training.run import build_networks
-from worldmodels.base import Spaces, Storing
+from agents.training.run import build_networks, packed_bytes
+from worldmodels.base import Spaces
 from worldmodels.envs import EnvPool
 from worldmodels.replay.memory import Replay
 from worldmodels.strict import ConfigError
@@ -53,7 +53,7 @@ class Case:
         self.learner: Any = Learner(
             model.to(self.device), agent.to(self.device), config.optimizers, config.world_model.scales, self.precision
         )
-        packed = model.packed_bytes if config.replay.latents and isinstance(model, Storing) else 0
+        packed = packed_bytes(config, model)
         self.replay = noise(spaces, config, packed, self.device)
         self.learner.replay = self.replay
         # what Lightning would do

@@ -8,7 +8,7 @@ import torch
 
 from worldmodels.base import Sequence, Spaces, cut
 from worldmodels.envs.base import HELD_OUT_SEED, Env
-from worldmodels.replay.episodes import Episode, EpisodeError, parse_name, read_episode
+from worldmodels.replay.episodes import Episode, EpisodeError, oldest_first, parse_name, read_episode
 
 LOOKBACK = 100  # frames before the chosen one that the model sees
 EPISODES = 500  # the newest so many of a replay can be chosen
@@ -29,11 +29,9 @@ class ReplayStarts(Starts):
     """The newest episodes of a folder, oldest first. ``ValueError`` where there are none."""
 
     def __init__(self, folder: Path, spaces: Spaces):
-        found = [path for path in folder.iterdir() if path.suffix == ".wme"] if folder.is_dir() else []
-        if not found:
+        self._paths, self._spaces = oldest_first(folder)[-EPISODES:], spaces
+        if not self._paths:
             raise EpisodeError(f"{folder}: no episodes there")
-        by_time = sorted(found, key=lambda path: (parse_name(path.name)[1], path.name))
-        self._paths, self._spaces = by_time[-EPISODES:], spaces
         self.lengths = [parse_name(path.name)[2] for path in self._paths]
         self._open: Episode | None = None
 
@@ -70,5 +68,4 @@ class FreshStarts(Starts):
 def starts_of(source: Path, spaces: Spaces, make: Callable[[], Env]) -> Starts:
     """Those of a run's replay, else fresh ones."""
     replay = source / "replay"
-    there = replay.is_dir() and any(path.suffix == ".wme" for path in replay.iterdir())
-    return ReplayStarts(replay, spaces) if there else FreshStarts(make)
+    return ReplayStarts(replay, spaces) if any(replay.glob("*.wme")) else FreshStarts(make)

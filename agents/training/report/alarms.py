@@ -1,5 +1,6 @@
 """What is wrong with runs, or may be: one line each, with what to do where that is known."""
 
+import functools
 import math
 import platform
 from collections.abc import Sequence
@@ -114,6 +115,7 @@ def since_then(run: RunData) -> list[Alarm]:
     )
 
 
+@functools.cache
 def installed(name: str) -> str:
     if name == "python":
         return platform.python_version()

@@ -17,6 +17,7 @@ from agents.training.report.elements import Section, details, download, figure, 
 from agents.training.report.look import Look
 from agents.training.report.runs import Film, Group, RunData
 from agents.training.report.svg import Line, bars, colour, line_chart, number, scatter
+from agents.training.video import error_image
 
 EMBEDDED = 16_000_000  # bytes of films in all that the page carries itself; more lie in a folder beside it
 MEDIA = {".mp4": "video/mp4", ".gif": "image/gif"}
@@ -177,8 +178,7 @@ def strip(shown: Look) -> str:
     parts = []
     for name, b in picks.items():
         truth, imagination = shown.imagined.truth[b, at], shown.imagined.imagination[b, at]
-        error = ((imagination.astype(np.int16) - truth) // 2 + 128).astype(np.uint8)
-        picture = png(tiled([truth, imagination, error]))
+        picture = png(tiled([truth, imagination, error_image(imagination, truth)]))
         alt = f"{name}: truth, imagination and error at steps {', '.join(str(i - context + 1) for i in at)}"
         parts.append(
             f'<div class="strip"><p><b>{name}</b><small>{shown.error[b]:.1f} dB</small></p>'

@@ -1,6 +1,6 @@
 """How training went: warnings, gradient norms, losses, speed, and what differs between the configs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
@@ -72,33 +72,29 @@ READ = {
 }
 
 
+def run_lines(groups: Sequence[Group], curve: Callable[[RunData], tuple[np.ndarray, np.ndarray]]) -> list[Line]:
+    """A thin line for each run whose curve has points."""
+    found = ((group, run, *thinned(*curve(run))) for group in groups for run in group.runs)
+    return [Line(run.name, f"{colour(group.colour)} thin", x, y) for group, run, x, y in found if len(x)]
+
+
+def small_chart(groups: Sequence[Group], lines: list[Line]) -> str:
+    return line_chart(lines, groups[0].runs[0].axis.replace("_", " "), "", size=SMALL, log=True)
+
+
 def small(groups: Sequence[Group], name: str) -> str:
     """One metric of all runs."""
-    lines = []
-    for group in groups:
-        for run in group.runs:
-            x, y = thinned(*run.metric(name))
-            if len(x):
-                lines.append(Line(run.name, f"{colour(group.colour)} thin", x, y))
     room, _, term = name.partition("/")
     how = READ.get(room if room.startswith("gradient") or not term else term, f"{name} as the run logged it.")
-    chart = line_chart(lines, groups[0].runs[0].axis.replace("_", " "), "", size=SMALL, log=True)
-    return figure(name, how, chart)
+    return figure(name, how, small_chart(groups, run_lines(groups, lambda run: run.metric(name))))
 
 
 def speeds(groups: Sequence[Group]) -> list[str]:
     found = []
     for count, what in (("env_steps", "env steps"), ("updates", "updates")):
-        lines = []
-        for group in groups:
-            for run in group.runs:
-                x, y = thinned(*speed(run, count))
-                if len(x):
-                    lines.append(Line(run.name, f"{colour(group.colour)} thin", x, y))
-        if lines:
+        if lines := run_lines(groups, lambda run, count=count: speed(run, count)):
             how = f"How many {what} a second, evaluations and films included: dips are those, a slope is a slowdown."
-            axis = groups[0].runs[0].axis.replace("_", " ")
-            found.append(figure(f"{what} per second", how, line_chart(lines, axis, "", size=SMALL, log=True)))
+            found.append(figure(f"{what} per second", how, small_chart(groups, lines)))
     return found
 
 

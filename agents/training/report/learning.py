@@ -207,10 +207,12 @@ def duels(scores: Strata) -> str:
     for ours, a in scores.items():
         cells: list[object] = [ours]
         for theirs, b in scores.items():
+            if ours == theirs:
+                cells.append("")
+                continue
             pair = statistics.improvement(list(a.values()), list(b.values()))
             ends = f" <small>[{100 * pair.low:.0f}, {100 * pair.high:.0f}]</small>" if math.isfinite(pair.low) else ""
-            text = f'<span class="n">{100 * pair.value:.0f}{ends}</span>'
-            cells.append("" if ours == theirs else Raw(text))
+            cells.append(Raw(f'<span class="n">{100 * pair.value:.0f}{ends}</span>'))
         rows.append(cells)
     how = (
         "Chance in % that a run of the row's agent ends better than one of the column's on the same task, with its "

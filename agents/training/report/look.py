@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Generator
 
 from agents.pretrained import Trained, load_trained
@@ -14,7 +13,7 @@ from agents.training.imagined import Imagined, imagine_open_loop, mean_compared
 from agents.training.report.runs import RunData
 from agents.training.report.usage import Usage, latent_usage
 from worldmodels.base import on_device
-from worldmodels.replay.episodes import read_episode
+from worldmodels.replay.episodes import oldest_first, read_episode
 
 MOST = 48  # sequences that are imagined, spread evenly over all
 
@@ -48,8 +47,7 @@ def look(run: RunData, episodes: int, *, play: bool) -> Look:
     sequence = on_device(sequence, device)
     context = min(CONTEXT, sequence.obs.shape[1] - 1)
     imagined = imagine_open_loop(trained.model, sequence, context, Generator(device).manual_seed(0))
-    with torch.no_grad():
-        usage = latent_usage(trained.model, sequence)
+    usage = latent_usage(trained.model, sequence)
     return Look(run, trained.card.training.env_steps, imagined, usage)
 
 
@@ -61,10 +59,8 @@ def played(trained: Trained, episodes: int) -> list[Recording]:
 
 def recorded(run: RunData, episodes: int) -> list[Recording]:
     """The newest episodes of the run's replay. Raises ``ValueError`` where none is there or one is damaged."""
-    # s000-000000051-51.wme: stream, position in it, length
-    paths = sorted((run.folder / "replay").glob("*.wme"), key=lambda path: path.stem.partition("-")[2])
     found = []
-    for path in paths[-episodes:]:
+    for path in oldest_first(run.folder / "replay")[-episodes:]:
         episode = read_episode(path)
         found.append(Recording(episode.obs, episode.action, episode.reward, bool(episode.is_terminal[-1])))
     if not found:

@@ -1,6 +1,5 @@
 """The page: one HTML file with its style, its script and its data, which opens from disk without a network."""
 
-import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from html import escape
@@ -12,6 +11,7 @@ from agents.training.report.alarms import alarms
 from agents.training.report.elements import Section, plural
 from agents.training.report.look import Look, look
 from agents.training.report.runs import Alarm, Group, group_runs, read_runs
+from agents.training.video import replacing
 
 
 def build(
@@ -50,12 +50,8 @@ def build(
         health.configs(groups),
     ]
     text = document(groups, [section for section in sections if section is not None])
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with replacing(out) as partial:
         partial.write_bytes(text.encode("utf-8", "replace"))  # names of folders may be no text
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
     return out, len(runs)
 
 

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.training.config import UNTIL_PHASES, load_config
+from agents.training.config import load_config, read_saved
 from agents.training.logging import RESERVED, read_metrics
-from worldmodels.strict import ConfigError, dump_yaml, join, read_yaml, to_dict
+from worldmodels.strict import ConfigError, dump_yaml, join, to_dict
 
 # How a run is watched, where it is and how long it goes on is not what it is: nothing learns by the length
-UNIMPORTANT = {
+UNIMPORTANT = {"seed"} | {
     f"training.{key}"
     for key in ("env_steps", "device", "threads", "video_every", "log_every_s", "checkpoint_every_s", "wandb")
 }
@@ -159,12 +159,10 @@ def read_config(path: Path, problems: list[str]) -> tuple[dict[str, Any], bool]:
     try:
         return flatten(to_dict(load_config(path))), True
     except ConfigError as error:
-        config = read_yaml(path, str(path))
+        config = read_saved(path)
         missing = [key for key in ("agent_name", "task", "seed") if not isinstance(config.get(key), str | int)]
         if missing or not isinstance(config["seed"], int):
             raise ValueError(f"{path}: {', '.join(missing or ['seed'])}: missing or wrong; is this a run?") from error
-        if isinstance(config.get("training"), dict):
-            config["training"] = UNTIL_PHASES | config["training"]
         problems.append(f"of another version, its world model cannot be looked at: {error}")
         return flatten(config), False
 
@@ -215,7 +213,7 @@ def group_runs(runs: Iterable[RunData]) -> list[Group]:
     """Runs with the same agent, task and config except seed, sorted by task and, in it, in the order they came."""
     found: dict[str, list[RunData]] = {}
     for run in runs:
-        own = {key: value for key, value in run.config.items() if key != "seed" and key not in UNIMPORTANT}
+        own = {key: value for key, value in run.config.items() if key not in UNIMPORTANT}
         found.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(run)
     tasks = list(dict.fromkeys(run.task for same in found.values() for run in same))
     ordered = sorted(found.values(), key=lambda same: tasks.index(same[0].task))
@@ -247,7 +245,7 @@ def told_apart(agent: str, configs: Sequence[dict[str, Any]]) -> list[str]:
 
 def differences(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """The keys whose values are not the same in all configs, seed and unimportant ones aside; None where missing."""
-    keys = dict.fromkeys(key for config in configs for key in config if key != "seed" and key not in UNIMPORTANT)
+    keys = dict.fromkeys(key for config in configs for key in config if key not in UNIMPORTANT)
     rows = {key: [config.get(key) for config in configs] for key in keys}
     return {key: row for key, row in rows.items() if len({(type(value), str(value)) for value in row}) > 1}
 
