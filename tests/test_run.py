@@ -21,7 +21,7 @@ from agents import load_agent
 from agents.training import checkpoint
 from agents.training.cli import parse
 from agents.training.config import load_config, shipped
-from agents.training.evaluate import Stage, evaluate, evaluate_baselines
+from agents.training.evaluate import FIRST_SEED, Stage, evaluate, evaluate_agent, evaluate_baselines
 from agents.training.learner import Learner
 from agents.training.logging import MetricsLog, read_metrics
 from agents.training.policies import ZeroPolicy
@@ -105,6 +105,22 @@ def test_evaluations_are_logged_beside_their_baselines_on_the_same_seeds(tmp_pat
     known = json.loads((tmp_path / "run" / "baselines.json").read_text())
     assert known["random"]["returns"] == expected["random"].returns
     assert 0 < entry["eval/return_mean"] < 50 and entry["eval/length_mean"] == 50
+
+
+def test_episodes_played_one_after_the_other_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.training.evaluate.ENVS_AT_ONCE", 1)
+    monkeypatch.setattr("agents.training.evaluate.evaluation_seeds", lambda episodes: [FIRST_SEED] * episodes)
+    config = parse(REACH.split()).config
+    stage = Stage(config.task, config.env)
+    spaces = Spaces((64, 64, 3), 2, discrete=False)
+    first, second = evaluate_baselines(stage, spaces, 2)["random"].returns
+    assert first != second
+    torch.manual_seed(0)
+    model = config.world_model.build(spaces)
+    agent = config.agent.build(model)
+    with torch.no_grad():
+        first, second = evaluate_agent(stage, model, agent, 2).returns
+    assert first != second
 
 
 def test_blocks_without_an_update_are_passed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,17 +95,19 @@ def evaluate(stage: Stage, policy: Callable[[int], Policy], seeds: Items[int], *
 
 def evaluate_agent(stage: Stage, model: WorldModel, agent: Agent, episodes: int, *, record: int = 0) -> Evaluation:
     """The agent at its best: no exploration."""
+    noise = count(FIRST_SEED)  # other noise whenever environments begin anew, or episodes repeat each other's luck
 
     def policy(batch: int) -> Policy:
-        return AgentPolicy(model, agent, batch, explore=False, seed=FIRST_SEED)
+        return AgentPolicy(model, agent, batch, explore=False, seed=next(noise))
 
     return evaluate(stage, policy, evaluation_seeds(episodes), record=record)
 
 
 def evaluate_baselines(stage: Stage, spaces: Spaces, episodes: int) -> dict[str, Evaluation]:
     """Random actions and no actions, on the seeds that an agent is evaluated on."""
+    noise = count(FIRST_SEED)
     policies: dict[str, Callable[[int], Policy]] = {
-        "random": lambda batch: RandomPolicy(spaces, FIRST_SEED),
+        "random": lambda batch: RandomPolicy(spaces, next(noise)),
         "zero": lambda batch: ZeroPolicy(spaces),
     }
     return {name: evaluate(stage, policy, evaluation_seeds(episodes)) for name, policy in policies.items()}

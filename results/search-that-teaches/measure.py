@@ -7,9 +7,7 @@ The same weights and the same seeds of evaluation for every size of the tree; on
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,7 @@ import torch
 from agents.apprentice import TreeExpert
 from agents.base import Simulating
 from agents.pretrained import load_trained
-from agents.training.evaluate import FIRST_SEED, Stage, evaluate, evaluation_seeds
-from agents.training.policies import AgentPolicy, Policy
+from agents.training.evaluate import Stage, evaluate_agent
 
 SIMULATIONS = (0, 1, 2, 4, 8, 16, 32)
 
@@ -41,12 +38,7 @@ def main(run: Path, out: Path, episodes: int = 64) -> None:
     rows = []
     for simulations in SIMULATIONS:
         set_simulations(agent, simulations)
-        noise = count(FIRST_SEED)  # every 16 episodes another one, of latents and of what the search draws
-
-        def policy(batch: int, noise: Iterator[int] = noise) -> Policy:
-            return AgentPolicy(model, agent, batch, explore=False, seed=next(noise))
-
-        played = evaluate(Stage(card.task, card.env), policy, evaluation_seeds(episodes))
+        played = evaluate_agent(Stage(card.task, card.env), model, agent, episodes)
         rows.append({"simulations": simulations, **played.summary()})
         print(simulations, f"{rows[-1]['return_mean']:.3f} +- {rows[-1]['return_std']:.3f}")
     about = {"task": card.task, "env_steps": card.training.env_steps, "episodes": episodes}
