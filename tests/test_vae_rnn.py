@@ -309,6 +309,22 @@ def test_together_they_get_the_gradients_of_one_after_the_other(build: Build, ma
         torch.testing.assert_close(one, other)
 
 
+def test_while_v_stands_still_some_images_are_drawn_for_the_log(
+    build: Build, make_batch: Build, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("worldmodels.vae_rnn.WATCHED", 3)
+    model, batch = build(), make_batch()
+    torch.manual_seed(3)
+    latent, losses = model.loss(batch)
+    z, images = latent.z.flatten(0, 1), batch.obs.flatten(0, 1)
+    torch.testing.assert_close(losses.terms["image"], model.vae.image_loss(z, images).mean())
+    model.vae.requires_grad_(False)
+    torch.manual_seed(3)
+    still = model.loss(batch)[1].terms
+    torch.testing.assert_close(still["image"], model.vae.image_loss(z[:3], images[:3]).mean())
+    assert all(torch.equal(still[name], losses.terms[name]) for name in OF_M)
+
+
 def test_other_actions_concern_one_tensor(build: Build, make_spaces: Build):
     model, spaces = build(), make_spaces()
     other = model.config.build(dataclasses.replace(spaces, action_dim=spaces.action_dim + 1)).state_dict()

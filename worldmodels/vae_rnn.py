@@ -74,6 +74,9 @@ class Config:
         return VAERNN(self, spaces)
 
 
+WATCHED = 64  # images of a batch whose error is logged while V does not learn
+
+
 class VAERNNLatent(NamedTuple):
     """Float32; leading dimensions as the caller has them."""
 
@@ -231,8 +234,10 @@ class VAERNN(WorldModel, Rewarded, Decoding, Storing):
     def loss(self, batch: Sequence) -> tuple[VAERNNLatent, Losses]:
         latent, mu, log_variance = self._scan(batch, None)
         kl = gaussian_kl(mu, log_variance.exp(), torch.zeros_like(mu), torch.ones_like(mu))
+        learning = any(parameter.requires_grad for parameter in self.vae.parameters())
+        shown = None if learning else WATCHED  # where V stands still, the images are drawn for the log alone
         terms = {
-            "image": self.vae.image_loss(latent.z.flatten(0, 1), batch.obs.flatten(0, 1)).mean(),
+            "image": self.vae.image_loss(latent.z.flatten(0, 1)[:shown], batch.obs.flatten(0, 1)[:shown]).mean(),
             "kl": kl.clamp_min(self.config.kl_tolerance * self.config.latent).mean(),
         }
         seen = latent._replace(z=latent.z.detach())
