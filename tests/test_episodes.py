@@ -605,7 +605,7 @@ def test_a_folder_of_both_formats_becomes_one_replay_on_our_timeline(tmp_path):
     write_episode(tmp_path, sources[0])
     npz(tmp_path / "t1.npz", sources[1])
     npz(tmp_path / "t2.npz", sources[2], is_first=None, is_last=None, is_terminal=None)  # an older file
-    replay, spaces, fingerprint = load_dataset(tmp_path)
+    replay, spaces, fingerprint, _ = load_dataset(tmp_path)
     assert spaces == SPACES and fingerprint == sources[0].info.fingerprint
     assert len(replay) == 57 and replay.num_episodes == 3 and replay.full
     window = replay.gather(torch.tensor([0]), torch.tensor([0]), 57).sequence
@@ -620,14 +620,14 @@ def test_a_folder_of_both_formats_becomes_one_replay_on_our_timeline(tmp_path):
 def test_max_steps_bounds_a_dataset(tmp_path):
     for seed in range(3):
         write_episode(tmp_path, episode(20, seed, position=20 * seed))
-    replay, _, _ = load_dataset(tmp_path, max_steps=33)
+    replay = load_dataset(tmp_path, max_steps=33).replay
     assert len(replay) == 33 and replay.num_episodes == 2
 
 
 def test_one_hot_actions_are_discrete(tmp_path):
     source = episode(12)._replace(action=np.eye(2, dtype=np.float32)[np.arange(12) % 2])
     npz(tmp_path / "a.npz", source)
-    assert load_dataset(tmp_path)[1].discrete
+    assert load_dataset(tmp_path).spaces.discrete
 
 
 @pytest.mark.parametrize(
@@ -648,7 +648,7 @@ def test_one_hot_actions_are_discrete(tmp_path):
 def test_a_malformed_npz_is_one_line_with_file_and_field(tmp_path, caplog, changes, message):
     npz(tmp_path / "a.npz", episode(20))
     npz(tmp_path / "b.npz", episode(12, seed=1), **changes)
-    replay, _, _ = load_dataset(tmp_path)
+    replay = load_dataset(tmp_path).replay
     assert len(replay) == 20
     caplog_lines = [record.getMessage() for record in caplog.records]
     assert len(caplog_lines) == 1 and "b.npz" in caplog_lines[0]
@@ -666,7 +666,7 @@ def test_damaged_files_in_a_dataset_are_one_line_each(tmp_path, caplog):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "2.npz").write_bytes(b"\x93NUMPY nonsense")
     (tmp_path / "readme.md").write_text("words")
-    replay, _, _ = load_dataset(tmp_path)
+    replay = load_dataset(tmp_path).replay
     assert len(replay) == 90
     assert len(caplog.records) == 4
     (tmp_path / "empty").mkdir()
@@ -679,7 +679,7 @@ def test_damaged_files_in_a_dataset_are_one_line_each(tmp_path, caplog):
 def test_different_fingerprints_are_mentioned_once(tmp_path, caplog):
     for seed, version in enumerate(("3.3", "3.17", "3.17")):
         write_episode(tmp_path, episode(9, seed, position=9 * seed, fingerprint={"mujoco": version}))
-    assert len(load_dataset(tmp_path)[0]) == 27
+    assert len(load_dataset(tmp_path).replay) == 27
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}: episodes of 2 different environment fingerprints"
     ]

@@ -18,7 +18,7 @@ from PIL import Image
 from worldmodels.base import Spaces
 from worldmodels.replay import load_dataset, read_episode, scan
 from worldmodels.replay.convert import convert
-from worldmodels.replay.datasets import find_episodes, tasks_of
+from worldmodels.replay.datasets import find_episodes
 
 ROOT = Path(__file__).parents[1]
 SIDES = (16, 20)
@@ -44,7 +44,7 @@ class Take:
 
 
 def check_replay(source: Path, takes: list[Take], discrete: bool = False) -> None:
-    replay, spaces, fingerprint = load_dataset(source)
+    replay, spaces, fingerprint, _ = load_dataset(source)
     assert spaces == Spaces((*SIDES, 3), 3, discrete) and fingerprint == {}
     rows = sum(take.length for take in takes)
     assert len(replay) == rows and replay.num_episodes == len(takes)
@@ -152,7 +152,7 @@ def test_videos_with_a_table_are_read_picture_by_picture(tmp_path: Path) -> None
     iio.imwrite(tmp_path / "one.mp4", film, plugin="FFMPEG", fps=10, macro_block_size=2)
     lines = [f"one,{frame},0.5,{frame},{int(frame == 6)},0" for frame in (0, 2, 3, 6)]
     (tmp_path / "t.csv").write_text("\n".join(["episode,frame,action_0,reward,is_last,is_terminal", *lines, ""]))
-    replay, spaces, _ = load_dataset(tmp_path)
+    replay, spaces, *_ = load_dataset(tmp_path)
     assert spaces == Spaces((32, 48, 3), 1, False) and len(replay) == 4
     obs = replay.gather(torch.tensor([0]), torch.tensor([0]), 4).sequence.obs[0].float().mean((1, 2, 3))
     np.testing.assert_allclose(obs, grey[[0, 2, 3, 6]], atol=4)
@@ -169,7 +169,7 @@ def test_videos_with_a_table_are_read_picture_by_picture(tmp_path: Path) -> None
 def only_problem(source: Path, rows: int, caplog: pytest.LogCaptureFixture) -> str:
     """The one line in the log about a source of which ``rows`` rows are read."""
     caplog.clear()
-    assert len(load_dataset(source)[0]) == rows
+    assert len(load_dataset(source).replay) == rows
     (line,) = [record.getMessage() for record in caplog.records]
     return line
 
@@ -279,7 +279,7 @@ def test_conversion_loses_nothing_and_resizes_by_area(tmp_path: Path) -> None:
     source = shard(tmp_path / "a.hdf5")
     converted = convert(source, tmp_path / "same", task="dmc:walker-walk", action_repeat=2)
     assert [info.length for info in converted.episodes] == [6, 9] and not converted.problems
-    assert tasks_of(tmp_path / "same") == ["dmc:walker-walk"] and tasks_of(source) == []
+    assert load_dataset(tmp_path / "same").tasks == ["dmc:walker-walk"] and load_dataset(source).tasks == []
     check_replay(tmp_path / "same", TAKES)
     infos, _ = scan(tmp_path / "same")
     assert [(info.position, info.env_steps, info.episode_env_steps) for info in infos] == [(0, 10, 10), (6, 26, 16)]
@@ -349,7 +349,7 @@ def test_every_built_in_player_can_be_recorded_beyond_the_end_of_episodes(
     line = ("--policy", "optimal", "--random-share", "0.5", "--env-steps", "60", "--num-envs", "2")
     code, out, err = script("collect.py", "--task", task, *line, tmp_path / "out", "--env.size", "19")
     assert code == 0 and (" 60 env steps" in out or " 61 env steps" in out), err
-    replay, spaces, fingerprint = load_dataset(tmp_path / "out")
+    replay, spaces, fingerprint, _ = load_dataset(tmp_path / "out")
     assert spaces.image == (19, 19, 3) and fingerprint["size"] == "19" and len(replay) >= 62
 
 

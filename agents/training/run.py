@@ -37,7 +37,7 @@ from agents.training.watch import LearningFailedError, Watch
 from worldmodels.base import Spaces, Storing, WorldModel
 from worldmodels.envs import EnvPool
 from worldmodels.pretrained import check_fits
-from worldmodels.replay.datasets import load_dataset, tasks_of
+from worldmodels.replay.datasets import Dataset, load_dataset
 from worldmodels.replay.memory import Replay
 from worldmodels.replay.store import EpisodeStore
 from worldmodels.strict import from_dict
@@ -78,14 +78,16 @@ class Run:
         self.pool: EnvPool | None = None
         self.dataset: Replay | None = None
         fingerprint: dict[str, str] = {}
+        data: Dataset | None = None
         if command.data is not None:
             # a dataset has no latents, and none that training makes are kept
-            self.dataset, spaces, fingerprint = load_dataset(command.data, seed=config.seed)
+            data = load_dataset(command.data, seed=config.seed)
+            self.dataset, spaces, fingerprint = data.replay, data.spaces, data.fingerprint
         if planned_env_steps(config.training):
             seeds = env_seeds(config, self.folder)
             self.pool = EnvPool(config.task, config.env, seeds, config.collect.workers, config.collect.worker_timeout_s)
-        if command.data is not None:
-            check_data(command.data, spaces, fingerprint, config.task, self.pool)
+        if data is not None:
+            check_data(f"--data {command.data}", data, config.task, self.pool)
         if self.pool is not None:
             spaces, fingerprint = self.pool.spaces, self.pool.fingerprint
         elif state is not None:
@@ -243,18 +245,17 @@ def env_seeds(config: RunConfig, folder: Path) -> list[int]:
     return [training_seeds([config.seed, i, finished])[0] for i in range(config.collect.num_envs)]
 
 
-def check_data(folder: Path, spaces: Spaces, fingerprint: dict[str, str], task: str, pool: EnvPool | None) -> None:
+def check_data(source: str, data: Dataset, task: str, pool: EnvPool | None) -> None:
     """Raises ``ValueError`` where recorded data cannot be of a task; warns where they come from another world."""
-    tasks = tasks_of(folder)
-    other = f"--data {folder} holds episodes of {', '.join(tasks)}, and the task is {task}"
-    if pool is not None and spaces != pool.spaces:
-        raise ValueError(f"--data {folder} holds {spaces}, and {task} is {pool.spaces}: choose another task")
-    if tasks and task not in tasks:
+    other = f"{source} holds episodes of {', '.join(data.tasks)}, and the task is {task}"
+    if pool is not None and data.spaces != pool.spaces:
+        raise ValueError(f"{source} holds {data.spaces}, and {task} is {pool.spaces}: choose another task")
+    if data.tasks and task not in data.tasks:
         if pool is None:
-            raise ValueError(f"{other}: --task {tasks[0]}")
+            raise ValueError(f"{other}: --task {data.tasks[0]}")
         print(f"warning: {other}", file=sys.stderr)
     elif pool is not None:
-        warn_of_differences(fingerprint, pool.fingerprint, "the data")
+        warn_of_differences(data.fingerprint, pool.fingerprint, "the data")
 
 
 def train(command: Command) -> int:

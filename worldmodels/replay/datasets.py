@@ -7,6 +7,7 @@ Minari, a CSV with PNG files or videos. A folder may mix them. ``docs/offline.md
 import logging
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,17 @@ from worldmodels.replay.recorded import MEDIA, Facts, Recorded
 log = logging.getLogger(__name__)
 
 MINARI = Path("data", "main_data.hdf5")
+
+
+class Dataset(NamedTuple):
+    """Recorded episodes in one stream of a replay, and what their files say of where they come from."""
+
+    replay: Replay
+    spaces: Spaces
+    fingerprint: dict[str, str]
+    """Of the environment; empty where no file says (all but ``.wme``)."""
+    tasks: list[str]
+    """As the files name them, sorted; empty where none does."""
 
 
 def find_episodes(source: Path) -> tuple[list[Recorded], list[str]]:
@@ -62,13 +74,11 @@ def load_dataset(
     packed_bytes: int = 0,
     device: torch.device | str = "cpu",
     seed: int = 0,
-) -> tuple[Replay, Spaces, dict[str, str]]:
-    """Every episode of a file or a folder, in order of names and up to ``max_steps``, in one stream of a replay.
+) -> Dataset:
+    """Every episode of a file or a folder, in order of names and up to ``max_steps``.
 
-    Returns the replay, the spaces and the environment's fingerprint, which is empty where no file says (all but
-    ``.wme``). One-hot actions throughout make a source discrete that does not say. Each episode that is damaged,
-    malformed, or of other spaces than the first one is left out with one line in the log. Raises ``ValueError`` where
-    nothing is left.
+    One-hot actions throughout make a source discrete that does not say. Each episode that is damaged, malformed, or of
+    other spaces than the first one is left out with one line in the log. Raises ``ValueError`` where nothing is left.
     """
     found, problems = find_episodes(source)
     for problem in problems:
@@ -76,6 +86,7 @@ def load_dataset(
     episodes: list[Recorded] = []
     spaces: Spaces | None = None
     fingerprints: list[dict[str, str]] = []
+    tasks: set[str] = set()
     total = 0
     for episode in found:
         if max_steps is not None and total >= max_steps:
@@ -90,8 +101,10 @@ def load_dataset(
         spaces = facts.spaces
         episodes.append(episode)
         total += facts.length
-        if facts.info and facts.info.fingerprint not in (*fingerprints, {}):
-            fingerprints.append(facts.info.fingerprint)
+        if facts.info:
+            tasks.add(facts.info.task)
+            if facts.info.fingerprint not in (*fingerprints, {}):
+                fingerprints.append(facts.info.fingerprint)
     if spaces is None:
         raise ValueError(f"{source}: no readable episode in it (docs/offline.md has the formats)")
     if len(fingerprints) > 1:
@@ -107,19 +120,7 @@ def load_dataset(
         replay.extend(0, {name: values[:room] for name, values in rows.items()})
     if not len(replay):
         raise ValueError(f"{source}: no readable episode in it (docs/offline.md has the formats)")
-    return replay, spaces, fingerprints[0] if fingerprints else {}
-
-
-def tasks_of(source: Path) -> list[str]:
-    """The tasks that ``.wme`` episodes of a source say they are of; other formats do not say."""
-    files = sorted(source.glob("*.wme")) if source.is_dir() else [source] if source.suffix == ".wme" else []
-    tasks = set()
-    for path in files:
-        try:
-            tasks.add(read_info(path).task)
-        except EpisodeError:  # said when the data were loaded
-            continue
-    return sorted(tasks - {""})
+    return Dataset(replay, spaces, fingerprints[0] if fingerprints else {}, sorted(tasks - {""}))
 
 
 def _episodes_of(path: Path) -> tuple[list[Recorded], list[str]]:
