@@ -17,12 +17,12 @@ teach path, encoder and heads; imagination has no gradient. The rollout policy p
 ``rewards: false`` is its agent without rewards, which sees no predicted ends either: in a task that ends when it is
 solved they would tell the same. A path alone, without imagination, is ``a2c``.
 
-Deviations: an abstract model, latents in place of frames (the paper's M predicts pixels); it starts from the posterior
-and is sampled. It learns with the agent from the same steps and from older ones, where the paper pretrains and freezes
-it: ``--world-model RUN --optimizers.model.lr 0`` does that. The path sees the posterior's features and not the image.
-What lies after a predicted end is passed over by the LSTM, as far as it is predicted. With continuous actions, which
-the paper does not have, ``candidates`` first actions are drawn from pi^, stand in every frame, and codes are averaged;
-``rollout`` then compares with one sample of pi.
+Deviations: an abstract model, latents in place of frames (the paper's M predicts pixels, as the world model ``pixels``
+does); it starts from the posterior and is sampled. It learns with the agent from the same steps and from older ones,
+where the paper pretrains and freezes it: ``--world-model RUN --optimizers.model.lr 0`` does that. The path sees the
+posterior's features and not the image. What lies after a predicted end is passed over by the LSTM, as far as it is
+predicted. With continuous actions, which the paper does not have, ``candidates`` first actions are drawn from pi^,
+stand in every frame, and codes are averaged; ``rollout`` then compares with one sample of pi.
 
 Metrics: those of ``a2c.py``; ``imitation``, KL(pi || pi^) in nats; ``imagined_reward``, the mean over rollouts of the
 sum of rewards.

@@ -331,7 +331,7 @@ def test_packing_gives_back_the_latent_to_bfloat16(name: str, build: Build, make
         back = model.unpack(packed)
         same(back, map_latent(torch.Tensor.detach, latent), rtol=2**-8, atol=1e-6)
         assert torch.equal(model.pack(back), packed)
-        same(model.unpack(packed[:, 0]), at(back, slice(None), 0), rtol=0, atol=0)
+        same(model.unpack(packed[:, 0]), at(back, slice(None), 0), rtol=1e-5, atol=1e-5)  # some of it may be computed
 
 
 @each_model

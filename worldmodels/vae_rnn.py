@@ -156,6 +156,14 @@ class MDNRNN(nn.Module):
         return NormalMixture(self.mdn(h), self.mixtures)
 
 
+def foretold(batch: Sequence) -> Float[Tensor, "B T"]:
+    """1 where a step has one before it in its episode that is known, 0 where not."""
+    known = (~batch.is_first).to(torch.float32)
+    if batch.context is None:
+        known[:, 0] = 0
+    return known
+
+
 class VAERNN(WorldModel, Rewarded, Decoding, Storing):
     """See the card at the top of the file."""
 
@@ -242,19 +250,12 @@ class VAERNN(WorldModel, Rewarded, Decoding, Storing):
         }
         seen = latent._replace(z=latent.z.detach())
         surprise = -self.rnn.predict(seen.h).log_prob(seen.z).mean(-1)
-        terms["mdn"] = mean(surprise, self._foretold(batch))
+        terms["mdn"] = mean(surprise, foretold(batch))
         features = self.features(seen)
         terms["reward"] = self.rnn.reward_head(features).loss(batch.reward).mean()
         terms["continue"] = self.rnn.continue_head(features).loss((~batch.is_terminal).float()).mean()
         entropy = 0.5 * (log_variance.detach().mean() + math.log(2 * math.pi * math.e))
         return latent, Losses(terms, {"posterior_kl": kl.detach().mean(), "posterior_entropy": entropy})
-
-    def _foretold(self, batch: Sequence) -> Float[Tensor, "B T"]:
-        """1 where a step has one before it in its episode that M knows of, 0 where not."""
-        known = (~batch.is_first).to(torch.float32)
-        if batch.context is None:
-            known[:, 0] = 0
-        return known
 
     def reward(self, latent: VAERNNLatent) -> Float[Tensor, "*B"]:
         return self.rnn.reward_head(self.features(latent)).mean
