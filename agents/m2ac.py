@@ -30,6 +30,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from agents.branching import Branching, BranchingConfig, branch
+from agents.imagination import Move
 from agents.soft import Transitions
 from worldmodels.base import Ensembled, Latent, Rewarded, WorldModel, map_latent
 
@@ -141,3 +142,12 @@ def move_dealt(model: Ensembled, latent: Latent, action: Float[Tensor, "N A"], p
 
     moved = model.imagine_members(map_latent(grouped, latent), grouped(action))
     return map_latent(lambda part: part.flatten(0, 1)[place], moved)
+
+
+def move_by_any_member(model: Ensembled) -> Move:
+    """One imagined step of each row by a member of its own, drawn anew."""
+
+    def move(latent: Latent, action: Float[Tensor, "N A"]) -> Latent:
+        return move_dealt(model, latent, action, deal(len(action), model.num_members, action.device))
+
+    return move

@@ -186,6 +186,7 @@ class SoftActorCritic(Agent, ABC):
         with frozen(self.critics, model):
             objective, entropy, told = self.objective(model, map_latent(torch.detach, latent), real)
         emphasis, more = self.emphasis(real, batch)
+        further, reasons = self.caution(lessons, values, real)
         count = real.weight.sum().clamp_min(1)
         terms = {
             "critic": 0.5 * (lessons.weight * (values - lessons.target).square()).sum() / count,
@@ -198,7 +199,7 @@ class SoftActorCritic(Agent, ABC):
             "entropy": entropy.detach().mean(),
             "temperature": self.temperature.value,
         }
-        return Losses(terms, lessons.metrics | told | more | metrics)
+        return Losses(terms | further, lessons.metrics | told | more | reasons | metrics)
 
     def objective(
         self, model: WorldModel, latent: Latent, real: Transitions
@@ -209,6 +210,12 @@ class SoftActorCritic(Agent, ABC):
     def emphasis(self, real: Transitions, batch: Sequence) -> tuple[Float[Tensor, " N"], dict[str, Float[Tensor, ""]]]:
         """How much the actor's objective counts at each transition, without a graph, and metrics of that."""
         return torch.ones_like(real.weight), {}
+
+    def caution(
+        self, lessons: Lessons, values: Float[Tensor, "L M"], real: Transitions
+    ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
+        """Further terms of the critics, who say ``values``, with their graph, of the lessons; and metrics."""
+        return {}, {}
 
     def policy(self, features: Float[Tensor, "*B F"]) -> OneHot | SquashedNormal:
         policy = self.actor(features)

@@ -70,6 +70,7 @@ class Plane(WorldModel, Rewarded, Ensembled):
         raise AssertionError("not a matter of model error")
 
     initial = observe = loss = filter = rollout = imagine = imagine_mean = match_moments = disagreement = unused
+    member_moments = member_log_prob = unused
 
 
 class Values(nn.Module):

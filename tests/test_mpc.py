@@ -74,6 +74,7 @@ class Drift(WorldModel, Rewarded, Decoding, Ensembled):
         raise AssertionError("planning neither observes nor learns")
 
     observe = loss = filter = rollout = member_stats = one_vs_rest = disagreement = refused
+    member_moments = member_log_prob = refused
 
 
 def generator(seed: int = 0) -> Generator:

@@ -58,6 +58,7 @@ class Clock(WorldModel, Rewarded, Ensembled):
 
     initial = observe = loss = filter = rollout = reward = reward_members = unused
     imagine_members = imagine_mean = match_moments = member_stats = one_vs_rest = unused
+    member_moments = member_log_prob = unused
 
 
 def explorer(model: WorldModel, **changes: Any) -> plan2explore.Plan2Explore:

@@ -70,7 +70,7 @@ class Line(WorldModel, Rewarded, Ensembled):
         raise AssertionError("not a matter of value expansion")
 
     initial = observe = loss = filter = rollout = imagine_mean = match_moments = unused
-    member_stats = one_vs_rest = disagreement = unused
+    member_stats = member_moments = member_log_prob = one_vs_rest = disagreement = unused
 
 
 def at(table: Tensor, time: Tensor) -> Tensor:

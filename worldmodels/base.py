@@ -229,6 +229,14 @@ class Ensembled(ABC):
         """What each member says of the next stochastic latent of ``[*B]``: statistics in the model's own layout."""
 
     @abstractmethod
+    def member_moments(self, stats: Float[Tensor, "K *B S"]) -> tuple[Float[Tensor, "K *B Z"], Float[Tensor, "K *B Z"]]:
+        """Mean and std of each of the Z numbers of the next stochastic latent, from ``member_stats``."""
+
+    @abstractmethod
+    def member_log_prob(self, stats: Float[Tensor, "K *B S"], latent: Latent) -> Float[Tensor, "K *B"]:
+        """Log density (discrete: log probability) of the stochastic part of latents ``[*B]`` by each member, nats."""
+
+    @abstractmethod
     def one_vs_rest(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "K *B"]:
         """KL(member k || the other members as one distribution), nats, from ``member_stats`` (M2AC, 2010.04893)."""
 

@@ -201,6 +201,12 @@ class EnsembleRSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised, Ens
     def member_stats(self, latent: RSSMLatent, action: Float[Tensor, "*B A"]) -> Float[Tensor, "K *B S"]:
         return self._predict(self._each(self._remember(latent, action)))
 
+    def member_moments(self, stats: Float[Tensor, "K *B S"]) -> tuple[Float[Tensor, "K *B Z"], Float[Tensor, "K *B Z"]]:
+        return self.predictions.moments(stats)
+
+    def member_log_prob(self, stats: Float[Tensor, "K *B S"], latent: RSSMLatent) -> Float[Tensor, "K *B"]:
+        return self.predictions.log_prob(stats, latent.stoch)
+
     def one_vs_rest(self, stats: Float[Tensor, "K *B S"]) -> Float[Tensor, "K *B"]:
         return self.predictions.one_vs_rest(stats)
 

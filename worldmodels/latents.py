@@ -4,6 +4,7 @@ Statistics and samples are flat in their last axis, so a model need not know whi
 the same latent is compared and averaged by ``Categories`` and ``Normals``, one for each kind.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -186,6 +187,16 @@ class Categories:
         rest = ((p.sum(0) - p) / (len(p) - 1)).clamp_min(1e-8)
         return (p * (log_p - rest.log())).sum((-2, -1))
 
+    def moments(self, stats: Float[Tensor, "K *B S"]) -> tuple[Float[Tensor, "K *B Z"], Float[Tensor, "K *B Z"]]:
+        """Mean and standard deviation of each of a sample's zeros and ones: p and sqrt(p (1 - p))."""
+        p = self.kind._probs(stats).flatten(-2)
+        return p, (p * (1 - p)).clamp_min(0).sqrt()
+
+    def log_prob(self, stats: Float[Tensor, "K *B S"], sample: Float[Tensor, "*B Z"]) -> Float[Tensor, "K *B"]:
+        """Logarithm of the probability of a sample by each prediction, nats, summed over the variables."""
+        one_hot = sample.unflatten(-1, (self.kind.classes, self.kind.variables))
+        return (self.kind._log_probs(stats) * one_hot).sum((-2, -1))
+
     def redraw(self, samples: Float[Tensor, "P *B Z"], generator: Generator | None) -> Float[Tensor, "P *B Z"]:
         """As many samples from the frequencies of ``samples`` along the first axis, variable by variable."""
         one_hot = samples.unflatten(-1, (self.kind.classes, self.kind.variables))
@@ -225,6 +236,17 @@ class Normals:
         second = variance + mean**2
         spread = ((second.sum(0) - second) / others - rest**2).clamp_min(1e-8)
         return gaussian_kl(mean, variance, rest, spread)
+
+    def moments(self, stats: Float[Tensor, "K *B S"]) -> tuple[Float[Tensor, "K *B Z"], Float[Tensor, "K *B Z"]]:
+        """Mean and standard deviation of each number."""
+        mean, variance = _mean_variance(stats)
+        return mean, variance.sqrt()
+
+    def log_prob(self, stats: Float[Tensor, "K *B S"], sample: Float[Tensor, "*B Z"]) -> Float[Tensor, "K *B"]:
+        """Logarithm of the density of a sample by each prediction, nats, summed over the variables."""
+        mean, log_variance = stats.float().chunk(2, -1)
+        surprise = (sample - mean).square() * (-log_variance).exp()
+        return -0.5 * (surprise + log_variance + math.log(2 * math.pi)).sum(-1)
 
     def redraw(self, samples: Float[Tensor, "P *B Z"], generator: Generator | None) -> Float[Tensor, "P *B Z"]:
         """As many samples from the normal with the mean and variance of ``samples`` along the first axis."""

@@ -176,7 +176,7 @@ class Layers:
     """Mappings laid one over the other, which remember where each value was written.
 
     Mappings merge, everything else replaces. A mapping with another ``type`` replaces too: the values of one kind of
-    thing are none of another's.
+    thing are none of another's. A mapping over a list changes the items that its keys number.
     """
 
     def __init__(self) -> None:
@@ -197,11 +197,28 @@ class Layers:
         merged = dict(old)
         for key, value in new.items():
             here = join(path, key)
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping) and isinstance(merged.get(key), list):
+                merged[key] = self._items(merged[key], value, source, here)
+            elif isinstance(value, Mapping):
                 merged[key] = self._merged(merged.get(key), value, source, here)
             else:
+                self.sources = {at: old for at, old in self.sources.items() if not at.startswith(f"{here}[")}
                 merged[key], self.sources[here] = value, source
         return merged
+
+    def _items(self, old: list[Any], new: Mapping[str, Any], source: str, path: str) -> list[Any]:
+        """A list in which those items are changed that ``new`` names by their number, from 0."""
+        items = list(old)
+        for number, value in new.items():
+            if number not in map(str, range(len(items))):
+                known = f"it has items 0 to {len(items) - 1}" if items else "it is empty"
+                raise ConfigError(f"{source}: {path}: no item {number}; {known}")
+            i, here = int(number), f"{path}[{number}]"
+            if isinstance(value, Mapping):
+                items[i] = self._merged(items[i], value, source, here)
+            else:
+                items[i], self.sources[here] = value, source
+        return items
 
 
 def compose(

@@ -70,6 +70,14 @@ def stage_of(config: RunConfig) -> Stage:
     return Stage(config.task, config.env, config.collect.workers, config.collect.worker_timeout_s)
 
 
+def check_stage(stage: Stage, spaces: Spaces) -> None:
+    """Raises ``ValueError`` where episodes would show something else than what is learned from."""
+    with EnvPool(stage.task, stage.env, [FIRST_SEED], "serial", stage.timeout_s) as pool:
+        if pool.spaces != spaces:
+            cure = f"--env.size {spaces.image[0]}, or --training.eval-every 0 to play nothing"
+            raise ValueError(f"what is learned from has {spaces}, and {stage.task} is {pool.spaces}: {cure}")
+
+
 def evaluation_seeds(episodes: int) -> list[int]:
     """Seeds of evaluation episodes, the same every time."""
     return [FIRST_SEED + i for i in range(episodes)]

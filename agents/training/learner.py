@@ -71,9 +71,17 @@ class Learner(LightningModule):
         # own autocast: Lightning's forbids the cache of cast weights, and the RSSM would cast them at every time step
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_enabled):
             latent, model_losses = self.model.loss(sample.sequence)
-            agent_losses = self.agent.loss(self.model, latent, sample.sequence)
+            idle = self.agent_stands()
+            agent_losses = Losses({}, {}) if idle else self.agent.loss(self.model, latent, sample.sequence)
         total = weighted(model_losses, self.model_scales, "world model")
-        return latent, model_losses, agent_losses, total + weighted(agent_losses, self.agent.scales, "agent")
+        if not idle:
+            total = total + weighted(agent_losses, self.agent.scales, "agent")
+        return latent, model_losses, agent_losses, total
+
+    def agent_stands(self) -> bool:
+        """Whether no weight moves that the agent's loss could teach; to be asked while what stands is held."""
+        moves = any(parameter.requires_grad for parameter in self.agent.parameters())
+        return self.moving is not None and not moves and not self.agent.teaches
 
     def standing(self) -> list[Tensor]:
         """What is not trained in the phase under way."""

@@ -214,6 +214,7 @@ class Learn(Stream):
     def __iter__(self) -> Iterator[Sample]:
         done, phase = self.tally.done, self.phase
         end = block_end(done[self.index], UPDATES, phase.updates)
+        end = block_end(done[self.index], phase.eval_every, end) if phase.eval_every else end
         while not self.stopping and done[self.index] < end:
             yield self.replay.sample(phase.batch, phase.length)
             done[self.index] += 1
@@ -224,4 +225,5 @@ class Learn(Stream):
         return self.tally.done[self.index] >= self.phase.updates
 
     def evaluates(self, crossed: bool) -> bool:
-        return self.finished
+        every = self.phase.eval_every
+        return self.finished or bool(every and self.tally.done[self.index] % every == 0)

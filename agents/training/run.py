@@ -29,7 +29,7 @@ from agents.training.collect import Collector
 from agents.training.config import RunConfig, save_config
 from agents.training.devices import choose_device, choose_precision
 from agents.training.drive import carry_out
-from agents.training.evaluate import training_seeds
+from agents.training.evaluate import check_stage, stage_of, training_seeds
 from agents.training.learner import Learner
 from agents.training.policies import AgentPolicy
 from agents.training.schedule import OFFLINE, Schedule, check_needs, evolving, planned_env_steps, planned_updates
@@ -113,6 +113,8 @@ class Run:
         self.collector = self._collector(state["env_steps"] if state else 0) if self.pool is not None else None
         check_needs(self)
         self.schedule = Schedule(self)
+        if self.plays and self.pool is None and config.training.eval_every:
+            check_stage(stage_of(config), spaces)
 
     @property
     def env_steps(self) -> int:
@@ -159,7 +161,7 @@ class Run:
     @property
     def plays(self) -> bool:
         """Whether there is a behaviour to evaluate, rather than a world model alone."""
-        return self.collector is not None or self.schedule.evolves
+        return self.collector is not None or self.schedule.evolves or self.schedule.teaches
 
     def totals(self) -> tuple[int, int]:
         """Env steps and updates that are planned; 0 where they are not known, or updates that follow from env steps."""

@@ -60,6 +60,12 @@ class Schedule:
     def evolves(self) -> bool:
         return any(isinstance(phase, Evolve) for phase in self.phases)
 
+    @property
+    def teaches(self) -> bool:
+        """Whether some phase that only learns moves a part of the agent, and not the world model alone."""
+        named = [name for phase in self.phases if isinstance(phase, Learn) for name in phase.phase.optimizers]
+        return any(name.partition(".")[0] != "model" for name in named)
+
     def next(self) -> Phase | None:
         """The first phase of the round that is not finished; of a later round, which then begins, where all are."""
         while True:

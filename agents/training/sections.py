@@ -75,9 +75,11 @@ class LearnPhase:
     optimizers: tuple[str, ...]  # names of those that move; what the others train stands still
     batch: int  # windows in one update, here instead of replay.batch
     length: int  # steps of one
+    eval_every: int = 0  # updates between evaluations; 0: after the last one alone, as in runs saved before
 
     def __post_init__(self) -> None:
         at_least(self, 1, "updates", "batch")
+        at_least(self, 0, "eval_every")
         at_least(self, 2, "length")
         if not self.optimizers:
             raise ValueError("optimizers must name at least one that moves")
