@@ -51,6 +51,12 @@ class Plane(WorldModel, Rewarded, Ensembled):
     def imagine_members(self, latent: Place, action: Tensor, generator: Generator | None = None) -> Place:
         return Place(self.predictions.sample(self.predict(latent.x, action), generator))
 
+    def member_moments(self, stats: Tensor) -> tuple[Tensor, Tensor]:
+        return self.predictions.moments(stats)
+
+    def member_log_prob(self, stats: Tensor, latent: Place) -> Tensor:
+        return self.predictions.log_prob(stats, latent.x)
+
     def one_vs_rest(self, stats: Tensor) -> Tensor:
         return self.predictions.one_vs_rest(stats)
 
@@ -70,7 +76,6 @@ class Plane(WorldModel, Rewarded, Ensembled):
         raise AssertionError("not a matter of model error")
 
     initial = observe = loss = filter = rollout = imagine = imagine_mean = match_moments = disagreement = unused
-    member_moments = member_log_prob = unused
 
 
 class Values(nn.Module):

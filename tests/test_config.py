@@ -171,6 +171,20 @@ def test_layers_merge_mappings_replace_the_rest_and_know_who_wrote_what() -> Non
     assert layers.sources["cell"] == "third" and "cell.size" not in layers.sources
 
 
+def test_a_mapping_over_a_list_changes_the_items_that_its_keys_number() -> None:
+    layers = Layers()
+    layers.add({"phases": [{"type": "learn", "updates": 1, "length": 8}, {"type": "online"}], "sizes": [1, 2]}, "first")
+    layers.add({"phases": {"0": {"updates": 5}}, "sizes": {"1": 7}}, "second")
+    assert layers.data["phases"] == [{"type": "learn", "updates": 5, "length": 8}, {"type": "online"}]
+    assert layers.data["sizes"] == [1, 7] and layers.sources["phases[0].updates"] == "second"
+    layers.add({"phases": {"1": {"type": "learn", "updates": 2}}}, "third")
+    assert layers.data["phases"][1] == {"type": "learn", "updates": 2}
+    with pytest.raises(ConfigError, match=r"^fourth: phases: no item 2; it has items 0 to 1$"):
+        layers.add({"phases": {"2": {"updates": 5}}}, "fourth")
+    layers.add({"phases": [{"type": "learn", "updates": "x"}]}, "fifth")
+    assert layers.sources["phases"] == "fifth" and "phases[0].updates" not in layers.sources
+
+
 def test_layers_leave_what_they_were_given_alone() -> None:
     first = {"a": {"x": 1}}
     layers = Layers()
