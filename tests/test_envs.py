@@ -206,8 +206,36 @@ def test_optimal_play_is_far_above_random_play(name):
     rng = np.random.default_rng(0)
     random = mean_return(lambda: random_actions(env, 1, rng.integers(1 << 30))[0])
     optimal = mean_return(env.optimal_action)
-    assert random < {"reach": 14, "pendulum": 30, "catch": -0.2}[name]
-    assert optimal > {"reach": 46, "pendulum": 150, "catch": 0.99}[name]
+    kind = name.partition("-")[0]
+    assert random < {"reach": 14, "pendulum": 30, "catch": -0.2}[kind]
+    assert optimal > {"reach": 46 if name != "reach-slow" else 43, "pendulum": 150, "catch": 0.99}[kind]
+
+
+@pytest.mark.parametrize("name", ["reach-slow", "reach-turned"])
+def test_other_physics_look_as_before_and_move_otherwise(name):
+    """Full speed to the right and down: half as far, or a quarter turn to the left of that, to the right and up."""
+    one, other = make_env("reach", config("toy"), 4), make_env(name, config("toy"), 4)
+    assert np.array_equal(one.reset().obs, other.reset().obs)
+    one.state = other.state = {"x": 0.0, "y": 0.0, "target_x": 0.5, "target_y": 0.5}
+    steps = [env.step(np.array([0.5, 1.0])) for env in (one, other)]
+    assert (one.state["x"], one.state["y"]) == pytest.approx((0.1, 0.2))
+    expected = {"reach-slow": (0.05, 0.1), "reach-turned": (0.2, -0.1)}[name]
+    assert (other.state["x"], other.state["y"]) == pytest.approx(expected)
+    assert steps[1].reward == pytest.approx(np.exp(-2 * np.hypot(0.5 - expected[0], 0.5 - expected[1])))
+
+
+@pytest.mark.parametrize("name", ["reach-swapped", "reach-light"])
+def test_other_looks_move_as_before_and_no_disc_has_its_old_color(name):
+    one, other = make_env("reach", config("toy"), 4), make_env(name, config("toy"), 4)
+    actions = random_actions(one, 60)
+    for before, now in zip(play(one, actions), play(other, actions), strict=True):
+        assert before.reward == now.reward
+        seen = [{tuple(color) for color in step.obs.reshape(-1, 3)} for step in (before, now)]
+        palettes = [(env.background, env.hand, env.target) for env in (one, other)]
+        assert all(seen[i] >= set(palettes[i][:2]) for i in range(2)), "the hand is never covered"
+        changed = before.obs[(before.obs == palettes[0][1]).all(-1)], now.obs[(before.obs == palettes[0][1]).all(-1)]
+        assert (changed[1] == palettes[1][1]).all() and len(changed[0]) > 20
+    assert set(palettes[0][1:]).isdisjoint(palettes[1][1:]) == (name == "reach-light")
 
 
 def test_one_image_of_the_pendulum_hides_its_velocity_and_two_show_it():

@@ -1,11 +1,13 @@
 """Built-in tasks: a few lines of NumPy each, no simulator, no GL, thousands of frames a second.
 
 They are worlds to test learning in. ``reach`` asks for control, ``pendulum`` for memory (one image does not show the
-velocity), ``catch`` for discrete actions and for an end that is terminal. ``sokoban`` and ``minipacman`` are in files
-of their own. Mean returns of random, zero and optimal play are in ``docs/environments.md``.
+velocity), ``catch`` for discrete actions and for an end that is terminal. ``reach-slow`` and the like are reach in a
+changed world, to begin with a model of the old one. ``sokoban`` and ``minipacman`` are in files of their own. Mean
+returns of random, zero and optimal play are in ``docs/environments.md``.
 """
 
-from abc import abstractmethod
+import re
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +17,10 @@ from worldmodels.envs.base import Env, EnvConfig, Step, arrived, check_state, ch
 
 State = dict[str, Any]  # numbers, strings and lists that nobody changes, so that it can be kept as it is
 
-BACKGROUND = (24, 26, 36)
+Color = tuple[int, int, int]
+BACKGROUND: Color = (24, 26, 36)
 BLUE, ORANGE, GREEN, WHITE = (74, 144, 255), (255, 160, 40), (80, 200, 120), (236, 236, 236)
+SAND, CRIMSON, TEAL = (228, 221, 206), (168, 32, 58), (22, 122, 110)
 
 
 class Toy(Env):
@@ -25,11 +29,12 @@ class Toy(Env):
     action_dim: ClassVar[int]
     discrete: ClassVar[bool]
     limit: ClassVar[int]  # env steps
+    background: ClassVar[Color] = BACKGROUND
 
     def __init__(self, config: EnvConfig, seed: int, name: str | None = None) -> None:
         self.action_repeat = config.action_repeat
         self.spaces = Spaces((config.size, config.size, 3), self.action_dim, self.discrete)
-        self._task = name or type(self).__name__.lower()
+        self._task = name or re.sub(r"\B(?=[A-Z])", "-", type(self).__name__).lower()
         self.fingerprint = {"toy": f"{self._task} 1", "size": str(config.size)}
         self._limit = min(self.limit, config.time_limit or self.limit)
         self._rng = np.random.default_rng(seed)
@@ -92,23 +97,29 @@ class Toy(Env):
         return self._arrive(**state["arrived"])
 
     def _arrive(self, reward: float, is_first: bool, is_last: bool, is_terminal: bool, env_steps: int) -> Step:
-        canvas = Canvas(self.spaces.image[0])
+        canvas = Canvas(self.spaces.image[0], self.background)
         self.draw(self.state, canvas)
         self._arrived = Step(canvas.image, np.float32(reward), is_first, is_last, is_terminal, env_steps)
         return self._arrived
 
 
-class Reach(Toy):
-    """Move a blue disc onto an orange one: the reward of a step is exp(-2 distance), the field is [-1, 1]^2."""
+class Reaching(Toy, ABC):
+    """Move one disc onto another: the reward of a step is exp(-2 distance), the field is [-1, 1]^2."""
 
     action_dim, discrete, limit = 2, False, 50
     speed = 0.2  # per step and axis, at full action
+    hand, target = BLUE, ORANGE
+
+    def push(self, action: np.ndarray) -> np.ndarray:
+        """The direction that an action moves in, [2]."""
+        return action
 
     def begin(self, rng: np.random.Generator) -> State:
         return dict(zip(("x", "y", "target_x", "target_y"), rng.uniform(-1, 1, 4).tolist(), strict=True))
 
     def advance(self, state: State, action: np.ndarray) -> tuple[State, float, bool]:
-        x, y = (min(max(state[axis] + self.speed * float(a), -1), 1) for axis, a in zip("xy", action, strict=True))
+        push = self.push(action)
+        x, y = (min(max(state[axis] + self.speed * float(a), -1), 1) for axis, a in zip("xy", push, strict=True))
         distance = float(np.hypot(x - state["target_x"], y - state["target_y"]))
         return {**state, "x": x, "y": y}, float(np.exp(-2 * distance)), False
 
@@ -116,12 +127,45 @@ class Reach(Toy):
         def place(x: float, y: float) -> tuple[float, float]:
             return 0.5 + 0.32 * x, 0.5 + 0.32 * y
 
-        canvas.disc(place(state["target_x"], state["target_y"]), 0.22, ORANGE)
-        canvas.disc(place(state["x"], state["y"]), 0.16, BLUE)
+        canvas.disc(place(state["target_x"], state["target_y"]), 0.22, self.target)
+        canvas.disc(place(state["x"], state["y"]), 0.16, self.hand)
 
     def optimal_action(self) -> np.ndarray:
         gap = np.array([self.state["target_x"] - self.state["x"], self.state["target_y"] - self.state["y"]])
         return (gap / self.speed).clip(-1, 1).astype(np.float32)
+
+
+class Reach(Reaching):
+    """A blue disc and an orange one."""
+
+
+class ReachSlow(Reaching):
+    """Other physics: half the speed."""
+
+    speed = 0.1
+
+
+class ReachTurned(Reaching):
+    """Other physics: every action moves a quarter turn to the left of where it points. As hard as reach."""
+
+    def push(self, action: np.ndarray) -> np.ndarray:
+        return np.array([action[1], -action[0]])  # y points down
+
+    def optimal_action(self) -> np.ndarray:
+        x, y = super().optimal_action()
+        return np.array([-y, x], np.float32)
+
+
+class ReachSwapped(Reaching):
+    """Other looks: the colours of the two discs are exchanged."""
+
+    hand, target = ORANGE, BLUE
+
+
+class ReachLight(Reaching):
+    """Other looks: dark discs on a light ground."""
+
+    background, hand, target = SAND, TEAL, CRIMSON
 
 
 class Pendulum(Toy):
@@ -191,7 +235,15 @@ class Catch(Toy):
         return np.eye(3, dtype=np.float32)[int(np.sign(self.state["ball"] - self.state["paddle"])) + 1]
 
 
-TOYS: dict[str, type[Toy]] = {"catch": Catch, "pendulum": Pendulum, "reach": Reach}
+TOYS: dict[str, type[Toy]] = {
+    "catch": Catch,
+    "pendulum": Pendulum,
+    "reach": Reach,
+    "reach-light": ReachLight,
+    "reach-slow": ReachSlow,
+    "reach-swapped": ReachSwapped,
+    "reach-turned": ReachTurned,
+}
 
 
 class Canvas:
@@ -200,18 +252,16 @@ class Canvas:
     Coordinates and radii are fractions of its side, y points down.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, background: Color) -> None:
+        self.size, self.background = size, background
         self.image = np.empty((size, size, 3), np.uint8)
-        self.image[:] = BACKGROUND
+        self.image[:] = background
 
-    def disc(self, center: tuple[float, float], radius: float, color: tuple[int, int, int]) -> None:
+    def disc(self, center: tuple[float, float], radius: float, color: Color) -> None:
         """A filled circle."""
         self.stroke(center, center, radius, color)
 
-    def stroke(
-        self, start: tuple[float, float], end: tuple[float, float], radius: float, color: tuple[int, int, int]
-    ) -> None:
+    def stroke(self, start: tuple[float, float], end: tuple[float, float], radius: float, color: Color) -> None:
         """A straight line of width 2 radius with round ends."""
         (x0, y0), (x1, y1), radius = self._pixels(start), self._pixels(end), radius * self.size
         left, right = self._span(x0, x1, radius)
@@ -229,7 +279,7 @@ class Canvas:
         """A board, uint8 [rows, columns, 3], in the middle; each cell is whole pixels, all alike where they fit."""
         side = max(colors.shape[:2])
         board = np.empty((side, side, 3), np.uint8)
-        board[:] = BACKGROUND
+        board[:] = self.background
         top, left = ((side - length) // 2 for length in colors.shape[:2])
         board[top : top + colors.shape[0], left : left + colors.shape[1]] = colors
         cell = np.arange(self.size) * side // self.size
