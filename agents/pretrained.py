@@ -44,7 +44,7 @@ from worldmodels.pretrained import (
     write_saved,
 )
 from worldmodels.strict import config_class, from_dict, to_dict
-from worldmodels.transfer import Report, choose_recipe, load_weights, part_for
+from worldmodels.transfer import Frozen, choose_recipe, lasting, load_weights, part_for
 from worldmodels.zoo import find
 
 
@@ -216,9 +216,12 @@ class Transfer:
     recipe: str
     config: RunConfig
 
-    def into(self, model: WorldModel, fingerprint: dict[str, str]) -> str:
-        """Load into a newly built model; the report, every tensor in a line. Raises ``ConfigError``."""
-        report: Report = load_weights(model, self.saved, self.recipe, self.part)
+    def into(self, model: WorldModel, fingerprint: dict[str, str]) -> tuple[str, Frozen]:
+        """Load into a newly built model; the report, every tensor in a line, and what is frozen.
+
+        Raises ``ConfigError``.
+        """
+        report = load_weights(model, self.saved, self.recipe, self.config.transfer, self.part)
         there, here = self.saved.card, self.config
         before = there.fingerprint | {f"env.{key}": str(value) for key, value in to_dict(there.env).items()}
         now = fingerprint | {f"env.{key}": str(value) for key, value in to_dict(here.env).items()}
@@ -230,7 +233,9 @@ class Transfer:
             f"environment: {', '.join(other)}" if other else "environment: the same",
             f"agent: {here.agent_name}, fresh with all its networks; optimisers and replay are fresh too",
         ]
-        return "\n".join([*about, *lines])
+        if report.frozen.tensors:
+            about.append(f"frozen{lasting(report.frozen)}: {len(report.frozen.tensors)} tensors")
+        return "\n".join([*about, *lines]), report.frozen
 
 
 def plan_transfer(source: Path | None, recipe: str | None, config: RunConfig) -> Transfer | None:

@@ -305,10 +305,10 @@ def test_members_are_added_to_a_saved_rssm(recipe: str, debug_run: Build, make_s
     )  # fmt: skip
     members = {name: tensor.clone() for name, tensor in model.members.state_dict().items()}
     saved = Saved("here", card, plain.state_dict())
-    report = load_weights(model, saved, recipe, "rssm")
+    report = load_weights(model, saved, recipe, alone.transfer, "rssm")
     assert [row.tensor for row in report.rows] == list(model.state_dict()), "every tensor once, nothing skipped"
     assert {row.why for row in report.rows if not row.tensor.startswith("rssm.")} == {"not in rssm-v3"}
-    alike = load_weights(alone.world_model.build(make_spaces()), saved, recipe)
+    alike = load_weights(alone.world_model.build(make_spaces()), saved, recipe, alone.transfer)
     assert report.names("loaded") == [f"rssm.{name}" for name in alike.names("loaded")] != []
     for name, tensor in model.state_dict().items():
         where, _, rest = name.partition(".")

@@ -350,6 +350,8 @@ FRESH = {
     "new-dynamics": (),
     "new-visuals": ("encoder.", "decoder.", "objective."),
     "video": ("cell.action_layer.weight", "reward_head.", "continue_head."),
+    "fractional": (),
+    "frozen": ("reward_head.", "continue_head."),
 }
 
 
@@ -362,7 +364,7 @@ def test_a_recipe_loads_everything_but_its_own_parts(
     source = scrambled(config.world_model.build(spaces))
     model = config.world_model.build(spaces)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    report = load_weights(model, saved_form(source, config, spaces), recipe)
+    report = load_weights(model, saved_form(source, config, spaces), recipe, config.transfer)
     after = model.state_dict()
     assert [row.tensor for row in report.rows] == list(after)
     assert report.names("re-initialised") == [key for key in after if key.startswith(FRESH[recipe] or "-")]
@@ -379,11 +381,13 @@ def test_every_world_model_names_the_parts_that_recipes_re_initialise(
     config, spaces = debug_run("none", name), make_spaces()
     model = scrambled(config.world_model.build(spaces))
     for recipe in RECIPES:
-        report = load_weights(config.world_model.build(spaces), saved_form(model, config, spaces), recipe)
-        if recipe in ("same-domain", "video"):
+        report = load_weights(
+            config.world_model.build(spaces), saved_form(model, config, spaces), recipe, config.transfer
+        )
+        if recipe in ("same-domain", "video", "frozen"):
             assert not any("reward" in tensor for tensor in report.names("loaded")), "rewards are another task's"
     with pytest.raises(ConfigError, match="has no module named encoder"):
-        check_named(model, ["eyes.weight"], ("encoder",))
+        check_named(model, ["eyes.weight"], RECIPES["new-visuals"])
 
 
 def test_a_world_model_inside_another_is_the_module_of_that_field(debug_run: MakeRun, make_spaces: MakeSpaces) -> None:
@@ -418,7 +422,7 @@ def test_other_actions_need_fresh_action_inputs_and_nothing_else(
         (Spaces((64, 64, 3), 6, True), "actions are discrete here and were not there"),
     ):
         model = config.world_model.build(here)
-        report = load_weights(model, saved_form(source, config, there), "same-task")
+        report = load_weights(model, saved_form(source, config, there), "same-task", config.transfer)
         fresh = report.names("re-initialised")
         assert fresh and all("action" in name for name in fresh) and len(report.names("loaded")) > 5 * len(fresh)
         assert {row.why for row in report.rows if row.tensor in fresh} == {why}
@@ -433,14 +437,14 @@ def test_anything_else_that_misfits_is_named_and_nothing_is_loaded(debug_run: Ma
     model = other.build(spaces)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with pytest.raises(ConfigError) as error:
-        load_weights(model, source, "same-task")
+        load_weights(model, source, "same-task", config.transfer)
     shapes = {key: tensor.shape for key, tensor in source.tensors.items()}
     different = [key for key, tensor in before.items() if shapes[key] != tensor.shape]
     assert len(different) > 10 and all(f" {key} is [" in str(error.value) for key in different)
     assert "--world-model.*" in str(error.value) and "\n" not in str(error.value)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     model = replace(config.world_model, decoder=replace(config.world_model.decoder, mults=(1,), patch=16)).build(spaces)
-    report = load_weights(model, source, "new-visuals")
+    report = load_weights(model, source, "new-visuals", config.transfer)
     assert report.names("skipped") == sorted(source.tensors.keys() - model.state_dict())
     assert all(key.startswith("decoder.") for key in report.names("skipped")) and report.names("skipped")
 

@@ -35,6 +35,12 @@ EXACT = {  # a run, its length, the length of its first part, and the whole
     "targets": (f"{SHORT} --agent dreamer-v2 --task catch --agent.slow-every 3", "--env-steps", 65, 130),
     "densities": (f"{SHORT} --agent svg --task reach", "--env-steps", 65, 130),
     "walker": (f"{SHORT} --agent dreamer --task walker-walk --env.quality lean", "--env-steps", 40, 80),
+    "thawed": (  # in its second half
+        f"{SHORT} --agent dreamer --world-model REACH --transfer new-dynamics --transfer.frozen-updates 7",
+        "--env-steps",
+        65,
+        130,
+    ),
     "offline": (
         f"{SHORT} --agent none --task catch --training.video-every 0 --data DATA --training.env-steps 0",
         "--training.offline-updates",
@@ -103,7 +109,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halves")
     first, second = [], []
     for name, (line, count, part, whole) in EXACT.items():
-        line = line.replace("DATA", str(folder / "catch-2n" / "replay"))
+        line = line.replace("DATA", str(folder / "catch-2n" / "replay")).replace("REACH", str(folder / "reach-2n"))
         first.append(f"{line} {count} {whole} --run-dir {folder}/{name}-2n")
         first.append(f"{line} {count} {part} --run-dir {folder}/{name}-n")
         second.append(f"--resume {folder}/{name}-n {count} {whole}")

@@ -27,12 +27,12 @@ from worldmodels.strict import (
     to_dict,
     write_yaml,
 )
+from worldmodels.transfer import TransferConfig
 
-SECTIONS = ("env", "collect", "replay", "optimizers", "training")
-UNTIL_PHASES = {
-    "phases": [{"type": "offline"}, {"type": "online"}],
-    "rounds": 1,
-}  # what runs did that say nothing of it
+SECTIONS = ("env", "collect", "replay", "optimizers", "transfer", "training")
+# what runs did that say nothing of it
+UNTIL_PHASES = {"phases": [{"type": "offline"}, {"type": "online"}], "rounds": 1}
+UNTIL_TRANSFER = {"omega": 0.0, "frozen_updates": 0}
 KINDS = {"agents": "agent", "worldmodels": "world model"}  # by folder of ``configs``, what errors call its files
 HEADS = {"agents": ("type", "world_model"), "worldmodels": ("type",)}  # the names that such a file has to give
 
@@ -54,6 +54,7 @@ class RunConfig:
     collect: CollectConfig
     replay: ReplayConfig
     optimizers: dict[str, OptimizerConfig]
+    transfer: TransferConfig
     training: TrainingConfig
 
     def __post_init__(self) -> None:
@@ -321,7 +322,7 @@ def read_saved(path: Path) -> dict[str, Any]:
     data = read_yaml(path, str(path))
     if isinstance(data.get("training"), dict):
         data["training"] = UNTIL_PHASES | data["training"]
-    return data
+    return {"transfer": UNTIL_TRANSFER} | data
 
 
 def save_config(config: RunConfig, path: Path) -> None:

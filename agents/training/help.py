@@ -20,7 +20,7 @@ usage: train.py --agent NAME --task NAME [options] [--a.b VALUE | a.b=VALUE ...]
   --seed N                of networks, environments, exploration and replay
   --env-steps N           simulator control steps in all; short for --training.env-steps
   --world-model WHAT      a file of configs/worldmodels, or a run or saved model whose config and weights to use
-  --transfer RECIPE       what to do with those weights
+  --transfer RECIPE       what to do with those weights: docs/pretrained.md
   --data DIR              recorded experience to learn from
   --config FILE           values over all presets, below dotted settings; a run's config.yaml repeats it; repeatable
   --run-dir DIR           where to write; runs/<agent>/<task>/<time>-seed<seed> if not given
@@ -35,7 +35,7 @@ def usage(config: RunConfig) -> str:
     about = f"agent {config.agent_name}, world model {config.world_model_name}, task {config.task}"
     about = f"Settings, as they are for {about}, preset {','.join(config.preset)}:"
     lines = []
-    for name in ("agent", "world_model", "env", "collect", "replay", "optimizers", "training"):
+    for name in ("agent", "world_model", "env", "collect", "replay", "optimizers", "transfer", "training"):
         part = list(rows(getattr(config, name), get_type_hints(RunConfig)[name], name))
         lines += ["", f"{name}:" if part else f"{name}: nothing to set", *part]
     return "\n".join([FLAGS, about, *lines])

@@ -10,6 +10,7 @@ from agents.training.lightning import LightningModule
 from agents.training.optim import OptimizerConfig
 from worldmodels.base import Latent, Losses, Storing, WorldModel, on_device
 from worldmodels.replay.memory import Replay, Sample
+from worldmodels.transfer import NOTHING_FROZEN, Frozen
 
 
 class Learner(LightningModule):
@@ -17,7 +18,8 @@ class Learner(LightningModule):
 
     ``optimizers`` names what each optimiser trains: ``all``, or parts: ``model`` (the world model) or parts of it such
     as ``model.vae``, and names of the agent's own submodules, such as ``actor`` and ``critic``. Together they must
-    cover every trainable parameter once. In a phase where only some are ``moving``, what the others train is held.
+    cover every trainable parameter once. In a phase where only some are ``moving``, what the others train is held, and
+    so is what is ``frozen`` of the world model: it has no gradient, no moments, no decay and no share in a clip's norm.
     The agent's loss sees the posterior with its graph, and each loss term says itself what it must not reach, so one
     backward through the sum gives every optimiser its own gradients.
     """
@@ -29,6 +31,7 @@ class Learner(LightningModule):
         optimizers: dict[str, OptimizerConfig],
         model_scales: dict[str, float],
         precision: str,
+        frozen: Frozen = NOTHING_FROZEN,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -38,6 +41,8 @@ class Learner(LightningModule):
         self.model_scales = model_scales
         self.autocast_enabled = precision == "bf16"
         self.moving: tuple[str, ...] | None = None  # the optimisers that move in the phase under way; None: all
+        self.frozen = frozen
+        self.fixed = [p for name, p in model.named_parameters() if name in frozen.tensors]
         self.made: list[torch.optim.Optimizer] = []  # once, for all phases
         self.updates = 0
         """Changes of weights so far; a generation of what evolves counts as one."""
@@ -46,8 +51,14 @@ class Learner(LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         if not self.made:
             groups = parameter_groups(self.model, self.agent, list(self.optimizer_configs))
-            self.made = [config.build(groups[name]) for name, config in self.optimizer_configs.items()]
+            self.made = [config.build(self.apart(groups[name])) for name, config in self.optimizer_configs.items()]
         return self.made
+
+    def apart(self, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """What is frozen as a group of its own, so that an optimiser that counts by groups begins anew with it."""
+        fixed = {id(parameter) for parameter in self.fixed}
+        split = [[p for p in parameters if (id(p) in fixed) == still] for still in (False, True)]
+        return [{"params": part} for part in split if part]
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
         # the index stays on the CPU, where the replay needs it
@@ -84,11 +95,13 @@ class Learner(LightningModule):
         return self.moving is not None and not moves and not self.agent.teaches
 
     def standing(self) -> list[Tensor]:
-        """What is not trained in the phase under way."""
-        if self.moving is None:
-            return []
-        still = [made for name, made in zip(self.optimizer_configs, self.made, strict=True) if name not in self.moving]
-        return [parameter for optimizer in still for parameter in optimizer.param_groups[0]["params"]]
+        """What is not trained in this update: in the phase under way, and what is still frozen."""
+        waits = self.frozen.updates is None or self.updates < self.frozen.updates
+        still = list[Tensor](self.fixed if waits else [])
+        if self.moving is not None:
+            for name, optimizer in zip(self.optimizer_configs, self.made, strict=True):
+                still += [] if name in self.moving else trained_by(optimizer)
+        return still
 
     def _optimizers(self) -> list[Any]:
         optimizers: Any = self.optimizers()
@@ -96,14 +109,15 @@ class Learner(LightningModule):
 
     def move_weights(self) -> dict[str, Tensor]:
         """Clip, step, and move the agent's targets; the norms of the gradients before and after clipping."""
-        metrics = {}
+        metrics, standing = {}, {id(parameter) for parameter in self.standing()}
         for (name, config), optimizer in zip(self.optimizer_configs.items(), self._optimizers(), strict=True):
-            if self.moving is not None and name not in self.moving:
+            parameters = [p for p in trained_by(optimizer) if id(p) not in standing]
+            if not parameters:
                 continue
-            group = optimizer.param_groups[0]
-            norms = config.clip_gradients(group["params"])
+            norms = config.clip_gradients(parameters)
             metrics |= {f"gradient_norm/{name}": norms.before, f"gradient_norm_clipped/{name}": norms.after}
-            group["lr"] = config.lr * min(1.0, (self.updates + 1) / max(1, config.warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * min(1.0, (self.updates + 1) / max(1, config.warmup))
             optimizer.step()
         self.updates += 1
         self.agent.after_update(self.updates)
@@ -113,6 +127,11 @@ class Learner(LightningModule):
         """Write the posterior back to where the sample came from."""
         if isinstance(self.model, Storing) and self.replay is not None and self.replay.packed_bytes:
             self.replay.write_back(sample.index, self.model.pack(latent))
+
+
+def trained_by(optimizer: Any) -> list[Tensor]:
+    """The parameters that an optimiser has, whether or not they stand still."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def weighted(losses: Losses, scales: dict[str, float], room: str) -> Tensor:

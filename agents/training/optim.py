@@ -1,12 +1,12 @@
 """Optimisers as the papers use them, with their gradient clipping."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 
 class Norms(NamedTuple):
@@ -28,7 +28,7 @@ class LaPropConfig:
     eps: float
     clip: float  # adaptive: largest norm of a tensor's gradient as a share of the tensor's own norm
 
-    def build(self, parameters: Iterable[Tensor]) -> "LaProp":
+    def build(self, parameters: ParamsT) -> "LaProp":
         return LaProp(parameters, self.lr, (self.beta1, self.beta2), self.eps)
 
     def clip_gradients(self, parameters: list[Tensor]) -> Norms:
@@ -46,7 +46,7 @@ class AdamConfig:
     weight_decay: float  # share of every weight that an update takes away, whatever the learning rate
     clip: float  # largest global norm of the gradients
 
-    def build(self, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
+    def build(self, parameters: ParamsT) -> torch.optim.AdamW:
         # AdamW multiplies its decay by the learning rate; the papers' code does not
         return torch.optim.AdamW(parameters, self.lr, eps=self.eps, weight_decay=self.weight_decay / self.lr)
 
@@ -68,7 +68,7 @@ class RMSpropConfig:
     eps: float
     clip: float
 
-    def build(self, parameters: Iterable[Tensor]) -> torch.optim.RMSprop:
+    def build(self, parameters: ParamsT) -> torch.optim.RMSprop:
         return torch.optim.RMSprop(parameters, self.lr, alpha=self.alpha, eps=self.eps)
 
     def clip_gradients(self, parameters: list[Tensor]) -> Norms:
@@ -108,13 +108,15 @@ class LaProp(torch.optim.Optimizer):
     mu <- b1 mu + (1 - b1) d;    p <- p - lr mu / (1 - b1^t)
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, betas: tuple[float, float], eps: float):
+    def __init__(self, parameters: ParamsT, lr: float, betas: tuple[float, float], eps: float):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:  # a group that is frozen: its t stands still too
+                continue
             for p in parameters:
                 if not self.state[p]:
                     self.state[p] = {"mu": torch.zeros_like(p), "nu": torch.zeros_like(p)}

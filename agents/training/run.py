@@ -41,6 +41,7 @@ from worldmodels.replay.datasets import Dataset, load_dataset
 from worldmodels.replay.memory import Replay
 from worldmodels.replay.store import EpisodeStore
 from worldmodels.strict import from_dict
+from worldmodels.transfer import NOTHING_FROZEN, Frozen
 
 PACKAGES = ("torch", "lightning", "numpy", "mujoco", "dm-control", "gymnasium")
 
@@ -100,7 +101,9 @@ class Run:
             )
         self.fingerprint, self.spaces = fingerprint, spaces
         self.model, self.agent = build_networks(config, spaces)
-        self.transferred = transfer.into(self.model, fingerprint) if transfer else None
+        self.transferred, frozen = (
+            transfer.into(self.model, fingerprint) if transfer else (None, frozen_before(state or {}))
+        )
         self.model.to(self.device)
         self.agent.to(self.device)
         self.learner = Learner(
@@ -109,6 +112,7 @@ class Run:
             config.optimizers,
             config.world_model.scales,
             choose_precision(config.training.precision, self.device),
+            frozen,
         )
         self.collector = self._collector(state["env_steps"] if state else 0) if self.pool is not None else None
         check_needs(self)
@@ -181,6 +185,7 @@ class Run:
             "model": self.model.state_dict(),
             "agent": self.agent.state_dict(),
             "optimizers": [checkpoint.plain(optimizer.state_dict()) for optimizer in self.learner.made],
+            "frozen": checkpoint.plain(self.learner.frozen._asdict()),
             "schedule": self.schedule.tally.state_dict(),
             "rng": checkpoint.random_state(),
             "fingerprint": self.fingerprint,
@@ -239,6 +244,12 @@ class Run:
             self.pool.close()
         if self.collector is not None:
             self.collector.store.flush()
+
+
+def frozen_before(state: dict[str, Any]) -> Frozen:
+    """What a checkpoint says is frozen; of runs before there was such a thing, nothing."""
+    said = state.get("frozen")
+    return NOTHING_FROZEN if said is None else Frozen(tuple(said["tensors"]), said["updates"])
 
 
 def env_seeds(config: RunConfig, folder: Path) -> list[int]:
