@@ -329,7 +329,8 @@ def test_presets_combine_in_the_order_given(catalog: Catalog) -> None:
         (
             "presets/one",
             {"agent": {"size": 3}},
-            "configs/presets/one.yaml: agent: unknown key. Known: collect, env, optimizers, replay, training, transfer.",
+            "configs/presets/one.yaml: agent: unknown key. "
+            "Known: collect, env, optimizers, replay, training, transfer.",
         ),
         (
             "presets/one",
