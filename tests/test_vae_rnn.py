@@ -309,6 +309,20 @@ def test_together_they_get_the_gradients_of_one_after_the_other(build: Build, ma
         torch.testing.assert_close(one, other)
 
 
+def test_an_end_counts_as_often_as_the_config_says(build: Build, make_batch: Build):
+    batch = make_batch()
+    batch = batch._replace(is_terminal=torch.rand(batch.reward.shape, generator=generator()) < 0.3)
+    found = {}
+    for weight in (1.0, 10.0):
+        torch.manual_seed(3)
+        latent, losses = build(end_weight=weight).loss(batch)
+        found[weight] = losses.terms["continue"]
+    model = build()
+    each = model.rnn.continue_head(model.features(latent)).loss((~batch.is_terminal).float())
+    torch.testing.assert_close(found[1.0], each.mean())
+    torch.testing.assert_close(found[10.0], (each + 9 * each * batch.is_terminal).mean())
+
+
 def test_while_v_stands_still_some_images_are_drawn_for_the_log(
     build: Build, make_batch: Build, monkeypatch: pytest.MonkeyPatch
 ):

@@ -12,9 +12,10 @@ z is a sample wherever an image is encoded, in acting too (the authors' code), s
 Loss terms. V: ``image``, squared error summed over pixels, and ``kl`` = max(KL(q(z | obs) || N(0, 1)), kl_tolerance
 times the size of z), each image by itself. M: ``mdn``, negative log-likelihood of the next z in nats, mean over its
 numbers; where an episode begins, and at a window's first step if it has no context, nothing is foretold and nothing
-counts. ``reward`` and ``continue`` are those of heads on the features. M's terms see z detached: in one loss V and M
-get the gradients that they get when trained one after the other, and ``vae`` and ``rnn`` are all parameters there are.
-An agent's term that reaches the features teaches V through z and M through h.
+counts. ``reward`` and ``continue`` are those of heads on the features; in the latter an end counts ``end_weight``
+times, or dreams of a world where ends are rare would never end. M's terms see z detached: in one loss V and M get the
+gradients that they get when trained one after the other, and ``vae`` and ``rnn`` are all parameters there are. An
+agent's term that reaches the features teaches V through z and M through h.
 
 Temperature tau, in dreams alone and never in the loss: logits of the components / tau, variance * tau. It is a value of
 the model, since it says which world is dreamt; ``tempered`` gives the same networks another one.
@@ -22,11 +23,11 @@ the model, since it says which world is dreamt; ``tempered`` gives the same netw
 Gradients of a dream go through the mean and the deviation of the component that was drawn, to h and from there to
 latent and action. None goes through the choice of the component: where its odds depend on the action, that is missing.
 
-Deviations. The paper's M foretells no rewards, and ends only for Doom, by one more linear output of h with the loss of
-an end times 10, cut off at 0.5; here both are heads of DreamerV3's kind on z too, and ``continues`` is a probability. M
-has no restart flag among its inputs. Log standard deviations are held in [-10, 5]. Images are centred before the
-encoder; weights begin as in DreamerV3. The authors clip M's gradients by value, optimisers here by norm. Their Doom
-controller sees c as well. Images are neither cropped nor inverted.
+Deviations. The paper's M foretells no rewards, and ends only for Doom, by one more linear output of h, cut off at 0.5;
+here both are heads of DreamerV3's kind on z too, and ``continues`` is a probability. M has no restart flag among its
+inputs. Log standard deviations are held in [-10, 5]. Images are centred before the encoder; weights begin as in
+DreamerV3. The authors clip M's gradients by value, optimisers here by norm. Their Doom controller sees c as well.
+Images are neither cropped nor inverted.
 
 Metrics: ``posterior_kl`` (nats, before the floor); ``posterior_entropy`` (nats, mean over the numbers of z), which is
 the least that ``mdn`` can be on average.
@@ -63,12 +64,13 @@ class Config:
     temperature: float  # of dreams: below 1 they are more certain than what was learned, above 1 less
     reward: HeadConfig
     continues: HeadConfig
+    end_weight: float = 1.0  # how often an end counts in the loss of ``continues``; 1 as in models saved before
     scales: dict[str, float]  # weight of every loss term
 
     def __post_init__(self) -> None:
         at_least(self, 1, "latent", "memory", "mixtures")
         at_least(self, 0, "kl_tolerance")
-        above(self, 0, "temperature")
+        above(self, 0, "temperature", "end_weight")
 
     def build(self, spaces: Spaces) -> "VAERNN":
         return VAERNN(self, spaces)
@@ -253,7 +255,9 @@ class VAERNN(WorldModel, Rewarded, Decoding, Storing):
         terms["mdn"] = mean(surprise, foretold(batch))
         features = self.features(seen)
         terms["reward"] = self.rnn.reward_head(features).loss(batch.reward).mean()
-        terms["continue"] = self.rnn.continue_head(features).loss((~batch.is_terminal).float()).mean()
+        live = (~batch.is_terminal).float()
+        weight = live + self.config.end_weight * (1 - live)
+        terms["continue"] = (weight * self.rnn.continue_head(features).loss(live)).mean()
         entropy = 0.5 * (log_variance.detach().mean() + math.log(2 * math.pi * math.e))
         return latent, Losses(terms, {"posterior_kl": kl.detach().mean(), "posterior_entropy": entropy})
 
