@@ -1,5 +1,8 @@
 """What a run that begins with a saved world model copies in part and holds still: golden values, identities, resume."""
 
+import json
+import math
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -278,3 +281,64 @@ def test_a_part_to_freeze_that_a_model_lacks_is_named(debug_run: MakeRun, make_s
     saved = Saved("source", card_of(config, spaces, agent=False), tensors)
     with pytest.raises(ConfigError, match="RSSM has no module named encoder"):
         load_weights(model, saved, "new-dynamics", config.transfer)
+
+
+# ---- results/transfer/measure.py
+
+MEASURE = runpy.run_path(str(Path(__file__).parents[1] / "results/transfer/measure.py"))
+first_at, Reached = MEASURE["first_at"], MEASURE["Reached"]
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ({0: 10.0, 2000: 20.0, 4000: 30.0, 6000: 50.0}, (5000.0, True)),
+        ({0: 10.0, 2000: 50.0, 4000: 30.0, 6000: 50.0}, (1500.0, True)),  # the first time, though it falls again
+        ({4000: 40.0, 0: 10.0, 2000: 20.0}, (4000.0, True)),
+        ({0: 10.0, 2000: 20.0, 4000: 39.9}, (4000.0, False)),
+        ({0: 41.0, 2000: 20.0}, (0.0, True)),
+    ],
+)
+def test_env_steps_to_a_threshold_are_interpolated(curve: dict[int, float], expected: tuple[float, bool]) -> None:
+    assert first_at(curve, 40.0) == pytest.approx(expected)
+
+
+def test_the_speed_up_is_a_ratio_of_means_with_an_interval_and_a_bound() -> None:
+    def runs(*steps: float, reached: bool = True) -> list[Any]:
+        return [Reached(step, reached or step < max(steps)) for step in steps]
+
+    speed_up = MEASURE["speed_up"]
+    ratio, bound = speed_up(runs(8.0, 10.0, 12.0), runs(4.0, 5.0, 6.0))
+    assert ratio.value == 2.0 and bound == "" and 8 / 6 <= ratio.low < 2.0 < ratio.high <= 12 / 4
+    assert speed_up(runs(8.0, 8.0), runs(2.0, 2.0))[0] == (4.0, 4.0, 4.0)
+    assert speed_up(runs(9.0, 3.0), runs(3.0))[0][:1] == (2.0,) and math.isnan(
+        speed_up(runs(9.0, 3.0), runs(3.0))[0].low
+    )
+    late = runs(10.0, 12.0, reached=False)
+    assert [speed_up(*pair)[1] for pair in ((late, runs(5.0)), (runs(5.0), late), (late, late))] == [">", "<", "?"]
+
+
+def test_a_folder_of_runs_becomes_json_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ends = {"scratch": (30.0, 50.0), "loaded": (50.0, 50.0), "frozen": (20.0, 20.0)}
+    for kind, returns in ends.items():
+        for seed, last in enumerate(returns):
+            run_dir = tmp_path / "runs" / kind / f"seed{seed}"
+            run_dir.mkdir(parents=True)
+            lines = [
+                {"env_steps": steps, "eval/return_mean": value, "eval/random_return": 10.0}
+                for steps, value in ((2000, 30.0), (4000, last))
+            ]
+            (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"env_steps": 5}, *lines])))
+    MEASURE["main"](tmp_path / "runs", 40.0, tmp_path / "out.json")
+    assert capsys.readouterr().out.splitlines() == [
+        "| kind | seed0 | seed1 | mean, k | times as fast |",
+        "|---|---|---|---|---|",
+        "| scratch | > 4.0 | 3.0 | > 3.5 (3.0 to 4.0) |  |",
+        "| frozen | > 4.0 | > 4.0 | > 4.0 (4.0 to 4.0) | ? |",
+        "| loaded | 3.0 | 3.0 | 3.0 (3.0 to 3.0) | > 1.17 (1.00 to 1.33) |",
+    ]
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["about"] == {"folder": "runs", "threshold": 40.0}
+    assert told["kinds"]["loaded"]["speed_up"]["value"] == pytest.approx(3500 / 3000)
+    assert told["kinds"]["frozen"]["speed_up"] == {"value": None, "low": None, "high": None, "bound": "?"}
+    assert told["kinds"]["scratch"]["runs"]["seed0"] == {"env_steps": 4000, "reached": False}
