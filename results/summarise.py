@@ -16,10 +16,11 @@ from pathlib import Path
 from agents.training.report.statistics import t_interval
 
 
-def evaluations(run: Path, metric: str) -> dict[int, float]:
+def evaluations(run: Path, metric: str, until: float) -> dict[int, float]:
     """What each evaluation gave, by env steps to the nearest thousand: environments side by side overshoot a little."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {round(line["env_steps"], -3): line[f"eval/{metric}"] for line in lines if f"eval/{metric}" in line}
+    curve = {round(line["env_steps"], -3): line[f"eval/{metric}"] for line in lines if f"eval/{metric}" in line}
+    return {steps: value for steps, value in curve.items() if steps <= until}
 
 
 def interval(values: list[float], digits: int) -> str:
@@ -32,11 +33,11 @@ def first_at(curve: dict[int, float], threshold: float) -> str:
     return next((f"{steps // 1000}k" for steps, value in curve.items() if value >= threshold), "-")
 
 
-def main(folder: Path, baseline: str, metric: str, threshold: float | None, digits: int) -> None:
+def main(folder: Path, baseline: str, metric: str, threshold: float | None, until: float, digits: int) -> None:
     agents = sorted(
         (path.name for path in folder.iterdir() if path.is_dir()), key=lambda name: (name != baseline, name)
     )
-    curves = {a: {r.name: evaluations(r, metric) for r in sorted((folder / a).iterdir())} for a in agents}
+    curves = {a: {r.name: evaluations(r, metric, until) for r in sorted((folder / a).iterdir())} for a in agents}
     steps = sorted({s for runs in curves.values() for curve in runs.values() for s in curve})
     reached = "" if threshold is None else " reached at |"
     print(f"| agent | seed | {' | '.join(f'{s / 1000:.3g}k' for s in steps)} |{reached}")
@@ -65,6 +66,7 @@ if __name__ == "__main__":
     parser.add_argument("--baseline", required=True)
     parser.add_argument("--metric", default="return_mean")
     parser.add_argument("--threshold", type=float)
+    parser.add_argument("--until", type=float, default=float("inf"), help="env steps; later evaluations do not count")
     parser.add_argument("--digits", type=int, default=1)
     arguments = parser.parse_args()
-    main(arguments.folder, arguments.baseline, arguments.metric, arguments.threshold, arguments.digits)
+    main(**vars(arguments))
