@@ -189,6 +189,21 @@ def test_runs_are_grouped_by_everything_but_seed_and_how_they_are_watched(tmp_pa
     assert [group.task for group in groups] == ["toy:reach"] * 3 + ["toy:catch"]
 
 
+def test_runs_that_began_otherwise_are_no_seeds_of_each_other(tmp_path: Path) -> None:
+    """By the recipe of a transfer; its numbers count only where there was one."""
+    plain = [
+        write_run(tmp_path / name, "dreamer", "--transfer.omega", omega) for name, omega in (("a", "0"), ("b", "1"))
+    ]
+    began = [write_run(tmp_path / name) for name in ("c", "d")]
+    for folder, recipe in zip(began, ("fractional", "same-task"), strict=True):
+        (folder / "transfer.txt").write_text(f"transfer {recipe}: when: this; from there\nmore\n")
+    groups = group_runs(read_runs([*plain, *began])[0])
+    assert [[run.name for run in group.runs] for group in groups] == [["a", "b"], ["c"], ["d"]]
+    assert [group.label for group in groups] == [
+        f"dreamer, transfer {name}" for name in ("–", "fractional", "same-task")
+    ]
+
+
 def test_groups_of_one_agent_are_told_apart() -> None:
     model = {"world_model_name": "v1", "world_model.units": 3, "agent.lr": 1}
     other = {"world_model_name": "v3", "world_model.units": 4, "agent.lr": 1}
