@@ -21,7 +21,7 @@ Deviations. Sasso et al. copy the critic's last layer so too, and we never copy 
 always fresh, since their tasks have other actions, and ours only then. Theirs are layers of unit normals; in a two-hot
 head omega scales logits. APV puts a second RSSM with actions on the one learned from video, and that one stands for
 100 updates with its encoder; here it is one RSSM whose action inputs are fresh, and they learn meanwhile. Nothing has
-a lower learning rate instead of none.
+a lower learning rate instead of none, and ``same-domain`` makes the continue head anew though ends may be the same.
 """
 
 from collections import Counter
