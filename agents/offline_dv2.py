@@ -22,16 +22,14 @@ own unit), ``imagined_reward`` and ``recorded_reward`` (means, unpenalised: a mo
 recorded is exploited), ``price`` (lambda).
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from agents.dreamer import Dreaming, DreamingConfig
 from agents.imagination import last_steps
+from agents.multiplier import Multiplier
 from agents.penalties import STEPS, Penalty, PenaltyConfig, told
 from worldmodels.base import Ensembled, Latent, Losses, Rewarded, Sequence, WorldModel, map_latent
 from worldmodels.strict import at_least
@@ -50,22 +48,6 @@ class Config(DreamingConfig):
 
     def build(self, model: WorldModel) -> "OfflineDV2":
         return OfflineDV2(self, model)
-
-
-class Multiplier(nn.Module):
-    """lambda, learned so that lambda times what it multiplies has a given mean."""
-
-    def __init__(self, initial: float, target: float):
-        super().__init__()
-        self.log = nn.Parameter(torch.tensor(math.log(initial)))
-        self.target = target
-
-    @property
-    def value(self) -> Float[Tensor, ""]:
-        return self.log.detach().exp()
-
-    def loss(self, doubts: Float[Tensor, "*B"]) -> Float[Tensor, ""]:
-        return self.log * (self.value * doubts - self.target).mean().detach()
 
 
 class OfflineDV2(Dreaming):
@@ -94,7 +76,7 @@ class OfflineDV2(Dreaming):
         penalised = torch.cat([reward[:, :1], reward[:, 1:] - price * doubts], 1)
         (terms, metrics), _ = self.learn(model, dreamed, penalised)
         if self.multiplier is not None:
-            terms = terms | {"multiplier": self.multiplier.loss(doubts)}
+            terms = terms | {"multiplier": self.multiplier.loss(price * doubts).mean()}
         metrics |= told(price, doubts, reward[:, 1:], torch.ones_like(doubts)) | {
             "doubt_recorded": self.penalty.recorded.clone(),
             "imagined_reward": reward[:, 1:].mean(),

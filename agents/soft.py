@@ -24,6 +24,7 @@ from torch import Generator, Tensor, nn
 
 from agents.actor import Actor, ActorConfig
 from agents.base import Agent, Carry, frozen, move_target
+from agents.multiplier import Multiplier
 from worldmodels.base import Latent, Losses, Sequence, WorldModel, map_latent
 from worldmodels.distributions import OneHot, SquashedNormal
 from worldmodels.layers import Activation, MemberMLP, Norm
@@ -99,22 +100,6 @@ class Critics(nn.Module):
         return values.float().view(self.members, *features.shape[:-1])
 
 
-class Temperature(nn.Module):
-    """alpha, the price of a nat of entropy, learned so that the policy keeps a target entropy."""
-
-    def __init__(self, initial: float, target: float):
-        super().__init__()
-        self.log = nn.Parameter(torch.tensor(math.log(initial)))
-        self.target = target
-
-    @property
-    def value(self) -> Float[Tensor, ""]:
-        return self.log.detach().exp()
-
-    def loss(self, entropy: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-        return self.log * (entropy - self.target).detach()
-
-
 Reduce = Callable[[Float[Tensor, "L *B"]], Tensor]
 
 
@@ -162,7 +147,7 @@ class SoftActorCritic(Agent, ABC):
         self.critics = Critics(model.feature_dim, size, config.critics)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         entropy = config.target_entropy_share * math.log(size) if self.spaces.discrete else config.target_entropy * size
-        self.temperature = Temperature(config.temperature, entropy)
+        self.temperature = Multiplier(config.temperature, entropy)
 
     def opinion(self, values: Float[Tensor, "L *B"]) -> Float[Tensor, "*B"]:
         """What the actor makes of the members' values."""

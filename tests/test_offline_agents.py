@@ -24,7 +24,7 @@ from agents import bc, mopo, offline_dv2
 from agents.actor import ActorConfig
 from agents.branching import Schedule
 from agents.m2ac import move_by_any_member
-from agents.offline_dv2 import Multiplier
+from agents.multiplier import Multiplier
 from agents.penalties import Kind, Penalty, PenaltyConfig, doubt, log_prob_std, max_sigma, mean_spread, meandis
 from agents.soft import replayed_transitions
 from agents.training.cli import parse
@@ -241,7 +241,7 @@ def test_a_lambda_that_follows_finds_what_doubt_may_cost() -> None:
         optimizer = torch.optim.Adam(multiplier.parameters(), 0.05)
         for _ in range(400):
             optimizer.zero_grad()
-            multiplier.loss(torch.full((6,), 0.5)).backward()
+            multiplier.loss(multiplier.value * torch.full((6,), 0.5)).mean().backward()
             optimizer.step()
         assert multiplier.value.item() == pytest.approx(3, rel=0.01)
 
