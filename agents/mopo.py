@@ -14,8 +14,10 @@ The mixture and why nothing imagined is kept: ``branching.py``. The phases are t
 
 Deviations: doubts are divided by their mean on the data (``penalties.py``). Members share the RSSM's memory and its
 reward head, so u is of the next stochastic latent alone, where MOPO's states and rewards are both in it; all members
-imagine, MOPO's 5 elites of 7 are not chosen. The actor learns from real states, with a reward for entropy; LOMPO's is
-deterministic with noise, and both learn from imagined states too. Ends are predicted probabilities.
+imagine, MOPO's 5 elites of 7 are not chosen. The model learns for a given number of updates from all data, where MOPO
+holds some out and stops early. The RSSM has a prior of its own and the members give it no gradient; LOMPO's learns from
+the KL to a member's prior, drawn at each step, without free nats. The actor learns from real states, with a reward for
+entropy; LOMPO's is deterministic with noise, and both learn from imagined states too. Ends are predicted probabilities.
 
 Metrics: those of ``sac.py`` and of ``branching.py`` (rewards are penalised ones); ``doubt``, ``penalty_to_reward``,
 ``doubt_recorded`` (U, in its own unit).

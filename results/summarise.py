@@ -4,8 +4,9 @@
     python results/summarise.py results/i2a --baseline a2c --metric terminal_share --digits 2
 
 A folder holds AGENT/seedN/metrics.jsonl. First env steps at or above the threshold are told. `curve` is the mean over
-all evaluations of a run, so that learning sooner counts; differences are over those that both have. Intervals are
-Student's t at 95 % over the seeds: wide, as three seeds are few.
+all evaluations of a run, so that learning sooner counts; differences are over those that both have, and at the last of
+them. Intervals are Student's t at 95 % over the seeds: wide, as three seeds are few. Runs on recorded data alone, which
+make no env steps, go by their updates.
 """
 
 import argparse
@@ -18,8 +19,11 @@ from agents.training.report.statistics import t_interval
 
 def evaluations(run: Path, metric: str, until: float) -> dict[int, float]:
     """What each evaluation gave, by env steps to the nearest thousand: environments side by side overshoot a little."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    curve = {round(line["env_steps"], -3): line[f"eval/{metric}"] for line in lines if f"eval/{metric}" in line}
+    lines = [
+        line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if f"eval/{metric}" in line
+    ]
+    moved = any(line["env_steps"] for line in lines)
+    curve = {round(line["env_steps"], -3) if moved else line["updates"]: line[f"eval/{metric}"] for line in lines}
     return {steps: value for steps, value in curve.items() if steps <= until}
 
 
@@ -27,6 +31,10 @@ def interval(values: list[float], digits: int) -> str:
     """Mean and half the width of its 95 % interval."""
     mean, _, high = t_interval(values)
     return f"{mean:.{digits}f}" if len(values) < 2 else f"{mean:+.{digits}f} +- {high - mean:.{digits}f}"
+
+
+def last_of(values: list[float]) -> float:
+    return values[-1]
 
 
 def first_at(curve: dict[int, float], threshold: float) -> str:
@@ -53,8 +61,8 @@ def main(folder: Path, baseline: str, metric: str, threshold: float | None, unti
         whole = {seed: statistics.mean(curve.values()) for seed, curve in runs.items()}
         cells = [f"{statistics.mean(x.values()):.{digits}f}" for x in (last, whole)]
         pairs = [(curve, curves[baseline][seed]) for seed, curve in runs.items() if seed in curves.get(baseline, {})]
-        ends = [own[max(own)] - base[max(base)] for own, base in pairs]
-        ways = [statistics.mean(own[step] - base[step] for step in own if step in base) for own, base in pairs]
+        apart = [[own[step] - base[step] for step in own if step in base] for own, base in pairs]
+        ends, ways = ([found(shared) for shared in apart if shared] for found in (last_of, statistics.mean))
         for shared in (ends, ways):
             cells.append(interval(shared, digits) if agent != baseline and shared else "")
         print(f"| `{agent}` | {' | '.join(cells)} |")

@@ -1,6 +1,7 @@
 """Strict configs: what is read is what was written, and what was written wrong is named in one line."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -376,6 +377,15 @@ def test_a_file_takes_a_loss_of_its_base_away_and_a_command_does_not() -> None:
     assert set(parse(words).config.agent.scales) == {"actor", "critic"}
     with pytest.raises(ConfigError, match=r"^command line: agent\.scales\.actor: expected float, got null"):
         parse([*words, "--agent.scales.actor", "null"])
+
+
+def test_a_loss_term_that_there_is_not_is_no_setting() -> None:
+    for words, message in (
+        ("--agent.scales.critics 2", "command line: agent.scales.critics: no such loss term. Did you mean 'critic'?"),
+        ("--world-model.scales.rewards 2", "world_model.scales.rewards: no such loss term. Did you mean 'reward'?"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            parse(f"--agent dreamer --task toy:reach --preset debug {words}".split())
 
 
 def test_bases_go_on_and_the_nearest_file_has_the_say(catalog: Catalog, tmp_path: Path) -> None:

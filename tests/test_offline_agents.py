@@ -285,6 +285,18 @@ def test_what_the_members_do_not_know_is_left_alone_where_it_costs(weight: float
     assert (chance > 0.85).all() if not weight else (chance < 0.15).all()
 
 
+def test_the_price_of_doubt_is_taught_what_doubt_costs(make_batch: Build) -> None:
+    model = Bandit()
+    scales = {"actor": 1.0, "critic": 1.0, "multiplier": 1.0}
+    agent, (latent, batch) = dreamer(model, 1.5, target=0.6, scales=scales), lived(make_batch)
+    terms, metrics = agent.loss(model, latent, batch)
+    cost = metrics["price"] * metrics["doubt"]
+    torch.testing.assert_close(terms["multiplier"].detach(), math.log(1.5) * (cost - 0.6))
+    terms["multiplier"].backward()
+    assert agent.multiplier is not None and agent.multiplier.log.grad is not None
+    torch.testing.assert_close(agent.multiplier.log.grad, cost - 0.6)
+
+
 def test_the_reward_is_that_of_the_paper_and_what_is_said_about_it(
     make_batch: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,7 +135,10 @@ def test_candidates_can_be_tried_in_the_world_and_their_steps_count(tmp_path: Pa
         ("[{type: evolve, generations: 1}]", r"training.phases\[0\].eval_every: missing"),
         ("[{type: evolve, generations: 0, eval_every: 0}]", r"training.phases\[0\].generations: must be at least 1"),
         ("[]", "training.phases: must be at least one"),
-        (f"[{LEARN.format(1, 'vea')}]", "training: phases: learn moves model.vea, and the optimizers are model.vae"),
+        (
+            f"[{LEARN.format(1, 'vea')}]",
+            r"training.phases\[0\].optimizers: learn moves model.vea, and the optimizers are model.vae",
+        ),
     ],
 )
 def test_a_phase_that_is_wrong_is_one_line(words: str, message: str) -> None:

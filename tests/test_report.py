@@ -191,9 +191,9 @@ def test_runs_are_grouped_by_everything_but_seed_and_how_they_are_watched(tmp_pa
 
 def test_runs_that_began_otherwise_are_no_seeds_of_each_other(tmp_path: Path) -> None:
     """By the recipe of a transfer; its numbers count only where there was one."""
-    plain = [
-        write_run(tmp_path / name, "dreamer", "--transfer.omega", omega) for name, omega in (("a", "0"), ("b", "1"))
-    ]
+    plain = [write_run(tmp_path / name) for name in ("a", "b")]
+    config = plain[1] / "config.yaml"
+    config.write_text(config.read_text().replace("omega: 0.2", "omega: 1.0"))
     began = [write_run(tmp_path / name) for name in ("c", "d")]
     for folder, recipe in zip(began, ("fractional", "same-task"), strict=True):
         (folder / "transfer.txt").write_text(f"transfer {recipe}: when: this; from there\nmore\n")
@@ -202,6 +202,15 @@ def test_runs_that_began_otherwise_are_no_seeds_of_each_other(tmp_path: Path) ->
     assert [group.label for group in groups] == [
         f"dreamer, transfer {name}" for name in ("–", "fractional", "same-task")
     ]
+
+
+def test_runs_on_other_data_are_no_seeds_of_each_other(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name) for name in ("a", "b", "c")]
+    for folder, data in zip(folders, ("random", "expert", "expert"), strict=True):
+        (folder / "data.txt").write_text(f"data/{data}\n")
+    groups = group_runs(read_runs(folders)[0])
+    assert [[run.name for run in group.runs] for group in groups] == [["a"], ["b", "c"]]
+    assert [group.label for group in groups] == ["dreamer, data data/random", "dreamer, data data/expert"]
 
 
 def test_groups_of_one_agent_are_told_apart() -> None:

@@ -22,7 +22,7 @@ from agents.training.run import Run
 from worldmodels.base import Sequence, Spaces
 from worldmodels.pretrained import Saved
 from worldmodels.replay.memory import Sample
-from worldmodels.strict import ConfigError
+from worldmodels.strict import ConfigError, to_dict, write_yaml
 from worldmodels.transfer import (
     HEADS,
     LOOKS,
@@ -68,13 +68,12 @@ def test_a_fractional_copy_is_the_fresh_weight_and_a_share_of_the_saved_one(
 
 
 def test_numbers_of_recipes_are_settings_with_a_range() -> None:
-    line = f"--agent none {SHORT} --transfer.omega".split()
-    assert parse([*line, "0.5", "--transfer.frozen-updates", "7"]).config.transfer == TransferConfig(
-        omega=0.5, frozen_updates=7
-    )
+    line = f"--agent none {SHORT} --world-model zoo:toy-reach --transfer".split()
+    assert parse([*line, "fractional", "--transfer.omega", "0.5"]).config.transfer.omega == 0.5
+    assert parse([*line, "video", "--transfer.frozen-updates", "7"]).config.transfer.frozen_updates == 7
     for value, problem in (("1.5", "at most 1, got 1.5"), ("-0.1", "at least 0")):
         with pytest.raises(ConfigError, match=f"command line: transfer.omega: must be {problem}"):
-            parse([*line, value])
+            parse([*line, "fractional", "--transfer.omega", value])
 
 
 def test_a_run_from_before_says_nothing_of_transfer(debug_run: MakeRun, tmp_path: Path) -> None:
@@ -142,7 +141,9 @@ def test_a_recipe_freezes_its_parts_as_far_as_they_were_loaded(
 def learner(config: RunConfig, optimizers: dict[str, OptimizerConfig], frozen: Frozen, still: bool = False) -> Learner:
     """Ready to learn without a trainer; ``still``: what is frozen cannot learn at all, and is no optimiser's."""
     torch.manual_seed(3)
-    world_model = replace(config.world_model, free_nats=0.0)  # below them the prior would learn nothing
+    world_model = config.world_model
+    if hasattr(world_model, "free_nats"):  # below them the prior would learn nothing
+        world_model = replace(world_model, free_nats=0.0)
     model = scrambled(world_model.build(Spaces((64, 64, 3), 3, False)))
     agent = config.agent.build(model)
     for name, parameter in model.named_parameters():
@@ -236,6 +237,40 @@ def test_an_optimiser_whose_whole_part_is_frozen_waits(debug_run: MakeRun, make_
         assert "gradient_norm/model.cell" in made.metrics
 
 
+def test_what_begins_late_is_warmed_up_then(debug_run: MakeRun, make_batch: Callable[..., Sequence]) -> None:
+    """Twice: parts that thaw after 2 updates, and an agent whose optimiser moves from the third one on."""
+    config, batch, slow = debug_run("dreamer"), make_batch(), replace(LAPROP, warmup=4)
+    fixed = names(learner(config, {"all": slow}, NOTHING_FROZEN), "dynamics")
+    made = learner(config, {"all": slow}, Frozen(fixed, 2))
+    rates = []
+    for _ in range(4):
+        update(made, batch)
+        rates.append([group["lr"] / LAPROP.lr for group in made.made[0].param_groups])
+    assert rates == [[0.25, 0.0], [0.5, 0.0], [0.75, 0.25], [1.0, 0.5]]
+
+    made = learner(config, {"model": slow, "actor": slow, "critic": slow}, NOTHING_FROZEN)
+    for moving in (("model",), ("model",), ("actor", "critic")):
+        made.moving = moving
+        update(made, batch)
+    assert [optimizer.param_groups[0]["lr"] / LAPROP.lr for optimizer in made.made] == [0.5, 0.25, 0.25]
+
+
+def test_a_phase_whose_parts_are_all_frozen_at_first_waits(
+    debug_run: MakeRun, make_batch: Callable[..., Sequence]
+) -> None:
+    """Only its own updates count as waiting."""
+    config, batch = debug_run("none", "vae-rnn"), make_batch()
+    each: dict[str, OptimizerConfig] = {"model.vae": LAPROP, "model.rnn": LAPROP}
+    made = learner(config, each, NOTHING_FROZEN)
+    made = learner(config, each, Frozen(tuple(name for name in made.model.state_dict() if name.startswith("vae.")), 2))
+    told = []
+    for moving in ("model.rnn", "model.vae", "model.vae", "model.vae"):
+        made.moving = (moving,)
+        update(made, batch)
+        told.append(f"gradient_norm/{moving}" in made.metrics)
+    assert told == [True, False, False, True]
+
+
 # ---- runs
 
 
@@ -262,6 +297,32 @@ def test_a_run_on_a_frozen_world_model_keeps_it_over_a_resume(source: Path, tmp_
         assert torch.equal(tensor, before["model"][name]) == (name in said)
     assert state["updates"] > state_of(source)["updates"] + 2
     assert len(state["optimizers"][0]["param_groups"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--transfer.omega 0.5", "omega means nothing to recipe same-task, but to --transfer fractional"),
+        ("--transfer frozen --transfer.frozen-updates 3", "to recipe frozen, but to --transfer new-dynamics"),
+    ],
+)
+def test_numbers_that_a_recipe_does_not_read_are_refused(source: Path, words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(f"--agent dreamer {SHORT} --world-model {source} {words}".split())
+    with pytest.raises(ConfigError, match="--transfer.omega needs a --world-model that is a run or a saved folder"):
+        parse(f"--agent dreamer {SHORT} --transfer.omega 0.5".split())
+
+
+def test_a_phase_that_could_teach_nothing_is_refused(source: Path, tmp_path: Path) -> None:
+    phase = "[{type: learn, updates: 1, optimizers: [model.encoder], batch: 2, length: 4}]"
+    parts = ("encoder", "cell", "prior", "posterior", "decoder", "reward_head", "continue_head")
+    each = {f"model.{part}": to_dict(LAPROP) for part in parts}
+    extra = tmp_path / "more.yaml"
+    write_yaml({"optimizers": {"all": None, "model": None, **each}, "agent_name": "none"}, extra)
+    line = f"{SHORT} --env-steps 0 --data {source}/replay --world-model {source} --transfer frozen --config {extra}"
+    command = parse([*line.split(), "--run-dir", str(tmp_path / "run"), "--training.phases", phase])
+    with pytest.raises(ValueError, match=r"training.phases\[0\] teaches model.encoder, which this transfer keeps"):
+        Run(command)
 
 
 def test_a_checkpoint_from_before_has_nothing_frozen(source: Path) -> None:

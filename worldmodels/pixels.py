@@ -26,7 +26,8 @@ in an appendix that was not read, so sizes are those of a re-implementation for 
 of any size, and an uncertain one is a blur. Patches are positions and a picture that they do not fill is filled up with
 black. An agent sees a code, which the body reads in the picture's place, so it learns from all three terms. Branches
 keep the size where the re-implementation has a 10x10 convolution after a stride. What a step did reads each channel's
-greatest value too. Ends are predicted like rewards. Blocks and codes are normalised, weights begin as in DreamerV3.
+greatest value too. Ends are predicted like rewards, which weigh 1 and there 0.1. Blocks and codes are normalised,
+weights begin as in DreamerV3.
 
 Metrics: ``copied``, what ``image`` would be of a model that always draws the picture it has.
 """

@@ -17,11 +17,12 @@ What to keep follows Plan2Explore (Sekar et al. 2020), URLB's recipe (Rajeswar e
 fractional transfer (Sasso et al. 2023, arXiv 2205.14410) and APV (Seo et al. 2022, 2203.13880: no rewards, no actions).
 What ``frozen`` fixes and ``new-visuals`` and ``new-dynamics`` fix at first is nobody's recipe.
 
-Deviations. Sasso et al. copy the critic's last layer so too, and we never copy any of an agent; their action inputs are
-always fresh, since their tasks have other actions, and ours only then. Theirs are layers of unit normals; in a two-hot
-head omega scales logits. APV puts a second RSSM with actions on the one learned from video, and that one stands for
-100 updates with its encoder; here it is one RSSM whose action inputs are fresh, and they learn meanwhile. Nothing has
-a lower learning rate instead of none, and ``same-domain`` makes the continue head anew though ends may be the same.
+Deviations. Sasso et al. copy the critic's last layer so too, and we never copy any of an agent; they have no continue
+head, which is copied here as the reward head is; their action inputs are always fresh, since their tasks have other
+actions, and ours only then. Theirs are layers of unit normals; in a two-hot head omega scales logits. APV puts a second
+RSSM with actions on the one learned from video, and that one stands for 100 updates with its encoder; here it is one
+RSSM whose action inputs are fresh, and they learn meanwhile. Nothing has a lower learning rate instead of none, and
+``same-domain`` makes the continue head anew though ends may be the same.
 """
 
 from collections import Counter
@@ -64,6 +65,11 @@ class Recipe:
     fractional: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()  # as far as they were loaded
     thaws: bool = True  # what is frozen learns after ``TransferConfig.frozen_updates``; else never
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The fields of ``TransferConfig`` that it reads."""
+        return ("omega",) * bool(self.fractional) + ("frozen_updates",) * (bool(self.frozen) and self.thaws)
 
 
 RECIPES = {
@@ -144,6 +150,15 @@ def choose_recipe(name: str | None, source_task: str, task: str) -> str:
     if name not in RECIPES:
         raise ConfigError(f"unknown transfer recipe {name!r}. {did_you_mean(name, RECIPES)}")
     return name
+
+
+def check_numbers(recipe: str, given: Iterable[str]) -> None:
+    """Raises ``ConfigError`` where a number was given that the recipe does not read."""
+    for name in given:
+        if name not in RECIPES[recipe].numbers:
+            readers = [other for other in RECIPES if name in RECIPES[other].numbers]
+            word = f"--transfer.{name.replace('_', '-')}"
+            raise ConfigError(f"{word} means nothing to recipe {recipe}, but to --transfer {', '.join(readers)}")
 
 
 def part_for(inner: type, outer: type) -> str | None:

@@ -24,10 +24,11 @@ Gradients of a dream go through the mean and the deviation of the component that
 latent and action. None goes through the choice of the component: where its odds depend on the action, that is missing.
 
 Deviations. The paper's M foretells no rewards, and ends only for Doom, by one more linear output of h, cut off at 0.5;
-here both are heads of DreamerV3's kind on z too, and ``continues`` is a probability. M has no restart flag among its
-inputs. Log standard deviations are held in [-10, 5]. Images are centred before the encoder; weights begin as in
-DreamerV3. The authors clip M's gradients by value, optimisers here by norm. Their Doom controller sees c as well.
-Images are neither cropped nor inverted.
+here both are heads of DreamerV3's kind on z too. ``continues`` is a probability where ``end_weight`` is 1; at 10 an end
+of probability q comes out as 10 q / (1 + 9 q), so that the cut-off, as the authors', is at 1/11, and agents that
+discount by it live shorter. M has no restart flag among its inputs. Log standard deviations are held in [-10, 5].
+Images are centred before the encoder; weights begin as in DreamerV3. The authors clip M's gradients by value,
+optimisers here by norm. Their Doom controller sees c as well. Images are neither cropped nor inverted.
 
 Metrics: ``posterior_kl`` (nats, before the floor); ``posterior_entropy`` (nats, mean over the numbers of z), which is
 the least that ``mdn`` can be on average.

@@ -21,7 +21,7 @@ from agents.training.config import Catalog, Entry, Layers, RunConfig, Said, comp
 from worldmodels.envs import resolve_task
 from worldmodels.pretrained import CONFIG, read_card
 from worldmodels.strict import ConfigError, did_you_mean, dump_yaml, from_dict, parse_yaml, read_yaml, to_dict
-from worldmodels.transfer import part_for
+from worldmodels.transfer import check_numbers, choose_recipe, part_for
 from worldmodels.zoo import find
 
 VALUES = tuple("agent task preset seed env-steps run-dir resume world-model transfer data config".split())
@@ -175,6 +175,11 @@ def started(line: Line, catalog: Catalog) -> Command:
     if chosen[:1] != names.preset[:1]:
         why = {"paper": "there is an accelerator", "cpu": "no accelerator; --preset paper for published sizes"}
         print(f"preset {chosen[0]}: {why[chosen[0]]}", file=sys.stderr)
+    numbers = line.settings.get("transfer", {})
+    if origin is None and numbers:
+        raise ConfigError(f"--transfer.{next(iter(numbers))} needs a --world-model that is a run or a saved folder")
+    if origin is not None:
+        check_numbers(choose_recipe(line.last("transfer"), origin.task, task), numbers)
     weights = origin.weights if origin else None
     return Command(config=config, run_dir=run_dir, world_model=weights, transfer=line.last("transfer"), data=data)
 

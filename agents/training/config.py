@@ -59,11 +59,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
-        for phase in self.training.phases:
+        for i, phase in enumerate(self.training.phases):
             unknown = sorted(set(phase.optimizers) - set(self.optimizers)) if isinstance(phase, LearnPhase) else []
             if unknown:
                 known = ", ".join(self.optimizers)
-                raise ValueError(f"training phases: learn moves {', '.join(unknown)}, and the optimizers are {known}")
+                where = f"training.phases[{i}].optimizers"
+                raise ValueError(f"{where}: learn moves {', '.join(unknown)}, and the optimizers are {known}")
 
 
 class Said(NamedTuple):
@@ -270,11 +271,24 @@ def compose(
         if name not in known:
             near = did_you_mean(name, known)
             raise ConfigError(f"command line: optimizers.{name}: {agent.name} has no such optimizer. {near}")
+    for part in parts:
+        check_scales(overrides.get(part), layers.data.get(part), part)
     layers.add(overrides, "command line")
     drop_nulls(layers.data, "optimizers")  # so can one for everything be replaced by one for each part
     names = {"agent_name": agent.name, "agent_type": agent.type, "task": task, "preset": list(presets)}
     layers.add({**names, "world_model_name": world_model.name, "world_model_type": world_model.type}, "command line")
     return from_layers(layers.data, layers.sources, catalog, agent.source, world_model.source)
+
+
+def check_scales(given: Any, known: Any, path: str) -> None:
+    """Raises ``ConfigError`` where a loss term is weighed that there is not: it would be found out at an update."""
+    for key, value in given.items() if isinstance(given, Mapping) and isinstance(known, Mapping) else ():
+        if key == "scales" and isinstance(value, Mapping) and isinstance(known.get(key), Mapping):
+            for name in value.keys() - known[key].keys():
+                near = did_you_mean(name, known[key])
+                raise ConfigError(f"command line: {path}.scales.{name}: no such loss term. {near}")
+        else:
+            check_scales(value, known.get(key), f"{path}.{key}")
 
 
 def undotted(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:

@@ -70,12 +70,13 @@ def stage_of(config: RunConfig) -> Stage:
     return Stage(config.task, config.env, config.collect.workers, config.collect.worker_timeout_s)
 
 
-def check_stage(stage: Stage, spaces: Spaces) -> None:
-    """Raises ``ValueError`` where episodes would show something else than what is learned from."""
+def check_stage(stage: Stage, spaces: Spaces) -> dict[str, str]:
+    """The fingerprint of the world there; raises ``ValueError`` where it has other spaces than what is learned from."""
     with EnvPool(stage.task, stage.env, [FIRST_SEED], "serial", stage.timeout_s) as pool:
         if pool.spaces != spaces:
             cure = f"--env.size {spaces.image[0]}, or --training.eval-every 0 to play nothing"
             raise ValueError(f"what is learned from has {spaces}, and {stage.task} is {pool.spaces}: {cure}")
+        return pool.fingerprint
 
 
 def evaluation_seeds(episodes: int) -> list[int]:

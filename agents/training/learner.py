@@ -20,8 +20,8 @@ class Learner(LightningModule):
     as ``model.vae``, and names of the agent's own submodules, such as ``actor`` and ``critic``. Together they must
     cover every trainable parameter once. In a phase where only some are ``moving``, what the others train is held, and
     so is what is ``frozen`` of the world model: it has no gradient, no moments, no decay and no share in a clip's norm.
-    The agent's loss sees the posterior with its graph, and each loss term says itself what it must not reach, so one
-    backward through the sum gives every optimiser its own gradients.
+    What begins to move late is warmed up then. The agent's loss sees the posterior with its graph, and each loss term
+    says itself what it must not reach, so one backward through the sum gives every optimiser its own gradients.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Learner(LightningModule):
         return self.made
 
     def apart(self, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-        """What is frozen as a group of its own, so that an optimiser that counts by groups begins anew with it."""
+        """What is frozen as a group of its own; each group counts the updates that it ``moved`` and ``waited`` in."""
         fixed = {id(parameter) for parameter in self.fixed}
-        split = [[p for p in parameters if (id(p) in fixed) == still] for still in (False, True)]
-        return [{"params": part} for part in split if part]
+        split = {frozen: [p for p in parameters if (id(p) in fixed) == frozen] for frozen in (False, True)}
+        return [{"params": part, "frozen": frozen, "moved": 0, "waited": 0} for frozen, part in split.items() if part]
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
         # the index stays on the CPU, where the replay needs it
@@ -69,7 +69,8 @@ class Learner(LightningModule):
             latent, model_losses, agent_losses, total = self.losses(sample)
             for optimizer in self._optimizers():
                 optimizer.zero_grad(set_to_none=True)
-            self.manual_backward(total)
+            if total.requires_grad:  # else all that the phase trains is still frozen
+                self.manual_backward(total)
         metrics = {"total": total.detach()} | self.move_weights()
         self.remember(sample, latent)
         for room, losses in (("model", model_losses), ("agent", agent_losses)):
@@ -96,12 +97,19 @@ class Learner(LightningModule):
 
     def standing(self) -> list[Tensor]:
         """What is not trained in this update: in the phase under way, and what is still frozen."""
-        waits = self.frozen.updates is None or self.updates < self.frozen.updates
-        still = list[Tensor](self.fixed if waits else [])
-        if self.moving is not None:
-            for name, optimizer in zip(self.optimizer_configs, self.made, strict=True):
-                still += [] if name in self.moving else trained_by(optimizer)
+        still: list[Tensor] = []
+        for name, optimizer in zip(self.optimizer_configs, self.made, strict=True):
+            for group in optimizer.param_groups:
+                still += group["params"] if not self.moves(name) or self.waits(group) else []
         return still
+
+    def moves(self, name: str) -> bool:
+        """Whether the optimiser of this name does anything in the phase under way."""
+        return self.moving is None or name in self.moving
+
+    def waits(self, group: dict[str, Any]) -> bool:
+        """Whether a group of an optimiser is still frozen."""
+        return group["frozen"] and (self.frozen.updates is None or group["waited"] < self.frozen.updates)
 
     def _optimizers(self) -> list[Any]:
         optimizers: Any = self.optimizers()
@@ -109,15 +117,20 @@ class Learner(LightningModule):
 
     def move_weights(self) -> dict[str, Tensor]:
         """Clip, step, and move the agent's targets; the norms of the gradients before and after clipping."""
-        metrics, standing = {}, {id(parameter) for parameter in self.standing()}
+        metrics = {}
         for (name, config), optimizer in zip(self.optimizer_configs.items(), self._optimizers(), strict=True):
-            parameters = [p for p in trained_by(optimizer) if id(p) not in standing]
+            if not self.moves(name):
+                continue
+            parameters: list[Tensor] = []
+            for group in optimizer.param_groups:
+                waits = self.waits(group)
+                parameters += [] if waits else group["params"]
+                group["waited" if waits else "moved"] += 1
+                group["lr"] = config.lr * min(1.0, group["moved"] / max(1, config.warmup))
             if not parameters:
                 continue
             norms = config.clip_gradients(parameters)
             metrics |= {f"gradient_norm/{name}": norms.before, f"gradient_norm_clipped/{name}": norms.after}
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * min(1.0, (self.updates + 1) / max(1, config.warmup))
             optimizer.step()
         self.updates += 1
         self.agent.after_update(self.updates)
@@ -127,11 +140,6 @@ class Learner(LightningModule):
         """Write the posterior back to where the sample came from."""
         if isinstance(self.model, Storing) and self.replay is not None and self.replay.packed_bytes:
             self.replay.write_back(sample.index, self.model.pack(latent))
-
-
-def trained_by(optimizer: Any) -> list[Tensor]:
-    """The parameters that an optimiser has, whether or not they stand still."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def weighted(losses: Losses, scales: dict[str, float], room: str) -> Tensor:

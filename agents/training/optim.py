@@ -48,7 +48,8 @@ class AdamConfig:
 
     def build(self, parameters: ParamsT) -> torch.optim.AdamW:
         # AdamW multiplies its decay by the learning rate; the papers' code does not
-        return torch.optim.AdamW(parameters, self.lr, eps=self.eps, weight_decay=self.weight_decay / self.lr)
+        decay = self.weight_decay / self.lr if self.lr else 0.0
+        return torch.optim.AdamW(parameters, self.lr, eps=self.eps, weight_decay=decay)
 
     def clip_gradients(self, parameters: list[Tensor]) -> Norms:
         return clip_globally(parameters, self.clip)

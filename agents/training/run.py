@@ -118,7 +118,7 @@ class Run:
         check_needs(self)
         self.schedule = Schedule(self)
         if self.plays and self.pool is None and config.training.eval_every:
-            check_stage(stage_of(config), spaces)
+            warn_of_differences(fingerprint, check_stage(stage_of(config), spaces), "the data")
 
     @property
     def env_steps(self) -> int:
@@ -236,6 +236,9 @@ class Run:
         if state["optimizers"]:
             for optimizer, saved in zip(self.learner.configure_optimizers(), state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+                for group in optimizer.param_groups:  # of checkpoints before groups counted
+                    for name, value in (("frozen", False), ("moved", state["updates"]), ("waited", 0)):
+                        group.setdefault(name, value)
         checkpoint.set_random_state(state["rng"])
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from agents.training.evaluate import stage_of
 from agents.training.evolve import Evolve
+from agents.training.learner import parameter_groups
 from agents.training.phases import Collect, Learn, Offline, Online, Phase, Tally
 from agents.training.sections import (
     CollectPhase,
@@ -123,3 +124,17 @@ def check_needs(run: "Run") -> None:
         raise ValueError(f"--data needs a number of updates to make on it: {OFFLINE} 10000")
     if run.dataset is None and training.offline_updates:
         raise ValueError(f"{OFFLINE} needs recorded data to make them on: --data DIR")
+    check_frozen(run)
+
+
+def check_frozen(run: "Run") -> None:
+    """Raises ``ValueError`` where a phase is to teach only what a transfer keeps as it is."""
+    learner = run.learner
+    if learner.frozen.updates is not None:
+        return
+    groups, fixed = parameter_groups(run.model, run.agent, list(run.config.optimizers)), set(map(id, learner.fixed))
+    for i, phase in enumerate(run.config.training.phases):
+        taught = [p for name in phase.optimizers for p in groups[name]] if isinstance(phase, LearnPhase) else []
+        if taught and all(id(parameter) in fixed for parameter in taught):
+            what = f"training.phases[{i}] teaches {', '.join(phase.optimizers)}, which this transfer keeps as it is"
+            raise ValueError(f"{what}: choose another --transfer, or other --training.phases")

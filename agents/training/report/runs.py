@@ -151,16 +151,25 @@ def read_run(folder: Path, name: str, problems: list[str]) -> RunData:
     fingerprint = {part: {k: str(v) for k, v in said.items()} for part, said in parts if isinstance(said, dict)}
     films = read_films(folder / "videos", problems)
     numbers = {who: float(mean) for who, mean in means.items() if isinstance(mean, int | float)}
-    return RunData(folder, name, with_recipe(config, folder), history, numbers, fingerprint, films, understood)
+    return RunData(folder, name, with_beginnings(config, folder), history, numbers, fingerprint, films, understood)
 
 
-def with_recipe(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A config with the recipe by which the run began with a saved world model; if it did not, without its numbers."""
-    file = folder / "transfer.txt"
-    if not file.is_file():
-        return {"transfer": None} | {key: value for key, value in config.items() if not key.startswith("transfer.")}
-    heading = file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-    return {"transfer": heading.removeprefix("transfer ").partition(":")[0]} | config
+def with_beginnings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A config with the data that the run was given, and the recipe by which it began with a saved world model.
+
+    Without such a beginning, without the numbers of recipes too. Two models by one recipe are not told apart.
+    """
+    said = {name: first_line(folder / f"{name}.txt") for name in ("data", "transfer")}
+    recipe = said["transfer"]
+    if recipe is None:
+        config = {key: value for key, value in config.items() if not key.startswith("transfer.")}
+        return {**said, **config}
+    return {**said, "transfer": recipe.removeprefix("transfer ").partition(":")[0], **config}
+
+
+def first_line(file: Path) -> str | None:
+    """The first line of a text, if it is there."""
+    return file.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if file.is_file() else None
 
 
 def read_config(path: Path, problems: list[str]) -> tuple[dict[str, Any], bool]:
