@@ -134,7 +134,8 @@ def check_frozen(run: "Run") -> None:
         return
     groups, fixed = parameter_groups(run.model, run.agent, list(run.config.optimizers)), set(map(id, learner.fixed))
     for i, phase in enumerate(run.config.training.phases):
-        taught = [p for name in phase.optimizers for p in groups[name]] if isinstance(phase, LearnPhase) else []
-        if taught and all(id(parameter) in fixed for parameter in taught):
+        if not isinstance(phase, LearnPhase):
+            continue
+        if all(id(parameter) in fixed for name in phase.optimizers for parameter in groups[name]):
             what = f"training.phases[{i}] teaches {', '.join(phase.optimizers)}, which this transfer keeps as it is"
             raise ValueError(f"{what}: choose another --transfer, or other --training.phases")
