@@ -1,5 +1,6 @@
 """What several tests build: agents of few weights, and weights that are none of them at zero."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -28,3 +29,13 @@ def awake(*modules: nn.Module, seed: int) -> None:
     generator = Generator().manual_seed(seed)
     for parameter in (parameter for module in modules for parameter in module.parameters()):
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def three_members(run: Any, spaces: Any, **changes: Any) -> tuple[Any, Any]:
+    """An ensemble of three that has no weight at zero, its agent by this run, and changes to the agent's config."""
+    members = dataclasses.replace(run.world_model.members, num=3)
+    torch.manual_seed(0)
+    model = dataclasses.replace(run.world_model, members=members).build(spaces)
+    agent = dataclasses.replace(run.agent, **changes).build(model)
+    awake(model, agent, seed=7)
+    return model, agent

@@ -3,7 +3,6 @@
 ``one_vs_rest``, the uncertainty of a prediction, has its golden values in ``test_ensemble.py``.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from model_error import HORIZON, Plane, Values, m2ac_config, m2ac_shares, standing, steve_weights
-from small import awake
+from small import three_members
 from torch import Tensor
 
 from agents.branching import Schedule
@@ -31,14 +30,7 @@ def build(debug_run: Build, make_spaces: Build) -> Build:
     """An ensemble of three that has no weight at zero, its agent of that name, and changes to the agent's config."""
 
     def made(agent: str, name: str, discrete: bool = False, **changes: Any) -> tuple[Any, Any]:
-        run = debug_run(agent, name)
-        config = run.world_model
-        config = dataclasses.replace(config, members=dataclasses.replace(config.members, num=3))
-        torch.manual_seed(0)
-        model = config.build(make_spaces(discrete))
-        built = dataclasses.replace(run.agent, **changes).build(model)
-        awake(model, built, seed=7)
-        return model, built
+        return three_members(debug_run(agent, name), make_spaces(discrete), **changes)
 
     return made
 

@@ -4,7 +4,6 @@ Golden values are worked out by hand or stated in the papers' terms; the disagre
 ``test_ensemble.py``, rollouts by random members theirs in ``test_m2ac.py``.
 """
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 import pytest
 import torch
 from model_error import Plane, Values, standing
-from small import awake, soft_config
+from small import awake, soft_config, three_members
 from test_resume import run, state_of
 from torch import Tensor, nn
 from torch.distributions import Categorical as Choice
@@ -57,13 +56,7 @@ def build(debug_run: Build, make_spaces: Build) -> Build:
     """An ensemble of three that has no weight at zero, its agent of that name, and changes to the agent's config."""
 
     def made(agent: str, name: str, discrete: bool = False, **changes: Any) -> tuple[Any, Any]:
-        run = debug_run(agent, name)
-        config = dataclasses.replace(run.world_model, members=dataclasses.replace(run.world_model.members, num=3))
-        torch.manual_seed(0)
-        model = config.build(make_spaces(discrete))
-        built = dataclasses.replace(run.agent, **changes).build(model)
-        awake(model, built, seed=7)
-        return model, built
+        return three_members(debug_run(agent, name), make_spaces(discrete), **changes)
 
     return made
 

@@ -132,9 +132,10 @@ class WorldModel(nn.Module, ABC):
     def filter(self, batch: Sequence, generator: Generator | None = None) -> Latent:
         """The posterior of every step, ``[B, T]``."""
 
-    @abstractmethod
     def rollout(self, latent: Latent, actions: Float[Tensor, "B H A"], generator: Generator | None = None) -> Latent:
         """The latents ``[B, H]`` that given actions lead to, from ``latent`` ``[B]``, which is not among them."""
+        steps = [latent := self.imagine(latent, action, generator) for action in actions.unbind(1)]
+        return map_latent(lambda *parts: torch.stack(parts, 1), *steps)
 
 
 class Rewarded(ABC):

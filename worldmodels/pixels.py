@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Generator, Tensor, nn
 
-from worldmodels.base import Decoding, Losses, Rewarded, Sequence, Spaces, Storing, WorldModel, map_latent
+from worldmodels.base import Decoding, Losses, Rewarded, Sequence, Spaces, Storing, WorldModel
 from worldmodels.decoders import image_loss, to_image, to_pixels
 from worldmodels.encoders import ChannelNorm, conv, to_float, to_patches
 from worldmodels.heads import HeadConfig
@@ -231,12 +231,6 @@ class Pixels(WorldModel, Rewarded, Decoding, Storing):
         """The mean of what is predicted; nothing is drawn by chance. Pixels that are cut have no gradient."""
         body = self.body(latent.code, action)
         return self._showing((latent.image + self.decoder(body)).clamp(0, 1), self.step(body))
-
-    def rollout(
-        self, latent: PixelsLatent, actions: Float[Tensor, "B H A"], generator: Generator | None = None
-    ) -> PixelsLatent:
-        steps = [latent := self.imagine(latent, action, generator) for action in actions.unbind(1)]
-        return map_latent(lambda *parts: torch.stack(parts, 1), *steps)
 
     def features(self, latent: PixelsLatent) -> Float[Tensor, "*B F"]:
         return torch.cat([latent.code, latent.step], -1)

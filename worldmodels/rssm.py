@@ -188,12 +188,8 @@ class RSSM(WorldModel, Rewarded, Decoding, Storing, Reparameterised, Teachable):
     def rollout(
         self, latent: RSSMLatent, actions: Float[Tensor, "B H A"], generator: Generator | None = None
     ) -> RSSMLatent:
-        latents = []
         with step_precision(len(actions), actions):
-            for action in actions.unbind(1):
-                latent = self.imagine(latent, action, generator)
-                latents.append(latent)
-        return RSSMLatent(*(torch.stack(parts, 1) for parts in zip(*latents, strict=True)))
+            return super().rollout(latent, actions, generator)
 
     def features(self, latent: RSSMLatent) -> Float[Tensor, "*B F"]:
         return torch.cat([latent.deter, latent.stoch], -1)

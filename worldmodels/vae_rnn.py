@@ -214,12 +214,6 @@ class VAERNN(WorldModel, Rewarded, Decoding, Storing):
         h, c = self.rnn.lstm(self.rnn.lstm.inputs(latent.z, action), latent.h, latent.c)
         return VAERNNLatent(self.rnn.predict(h).sample(self.config.temperature, generator), h, c)
 
-    def rollout(
-        self, latent: VAERNNLatent, actions: Float[Tensor, "B H A"], generator: Generator | None = None
-    ) -> VAERNNLatent:
-        steps = [latent := self.imagine(latent, action, generator) for action in actions.unbind(1)]
-        return map_latent(lambda *parts: torch.stack(parts, 1), *steps)
-
     def features(self, latent: VAERNNLatent) -> Float[Tensor, "*B F"]:
         return torch.cat([latent.z, latent.h], -1)
 
