@@ -85,7 +85,7 @@ class Run:
             data = load_dataset(command.data, seed=config.seed)
             self.dataset, spaces, fingerprint = data.replay, data.spaces, data.fingerprint
         if planned_env_steps(config.training):
-            seeds = env_seeds(config, self.folder)
+            seeds = env_seeds(config, len(list((self.folder / "replay").glob("*.wme"))))
             self.pool = EnvPool(config.task, config.env, seeds, config.collect.workers, config.collect.worker_timeout_s)
         if data is not None:
             check_data(f"--data {command.data}", data, config.task, self.pool)
@@ -255,9 +255,8 @@ def frozen_before(state: dict[str, Any]) -> Frozen:
     return NOTHING_FROZEN if said is None else Frozen(tuple(said["tensors"]), said["updates"])
 
 
-def env_seeds(config: RunConfig, folder: Path) -> list[int]:
-    """One for each environment. Those that begin anew in a resumed run must not repeat episodes that it has."""
-    finished = len(list((folder / "replay").glob("*.wme")))
+def env_seeds(config: RunConfig, finished: int) -> list[int]:
+    """One for each environment. Those that begin anew after ``finished`` episodes must not repeat these."""
     return [training_seeds([config.seed, i, finished])[0] for i in range(config.collect.num_envs)]
 
 

@@ -4,6 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +85,13 @@ class Env(ABC):
     @abstractmethod
     def set_state(self, state: dict[str, Any]) -> Step:
         """Go to a state from ``get_state``; returns the step as it arrived there."""
+
+    def judge(self, task: str) -> Callable[[], float]:
+        """A function to call after a step: what another task gives for the last control step of it.
+
+        Raises ``ValueError`` where that is not known: for a task of another world, and in all but DM Control.
+        """
+        raise ValueError(f"only DM Control's domains have tasks that share a world, and {task} has none here")
 
     def close(self) -> None:  # noqa: B027
         """Free what the simulator holds."""

@@ -9,6 +9,7 @@ its episode as a time limit would.
 # because MuJoCo's compiled modules come without type stubs
 
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -134,6 +135,26 @@ class DMControl(Env):
         self._env._reset_next_step = False
         self._episode_steps = state["episode_steps"]
         return self._arrive(**state["arrived"])
+
+    def judge(self, task: str) -> Callable[[], float]:
+        from dm_control import suite
+
+        domain, _, name = task.removeprefix("dmc:").partition("-")
+        if domain != self._task.partition("-")[0]:
+            raise ValueError(f"{task} is no task of the same domain as {self._task}")
+        other = suite.load(domain, name, task_kwargs={"random": 0})
+        mine = suite.load(*self._task.split("-", 1), task_kwargs={"random": 0})
+        for env in (other, mine):
+            env.reset()
+        drawn = [
+            field
+            for field, value in self._loaded.items()
+            for env in (other, mine)
+            if not np.array_equal(getattr(env.physics.model.ptr, field), value)
+        ]
+        if drawn:  # a target, a terrain: what an episode of the one task draws is not what one of the other would
+            raise ValueError(f"{task} is not the same world as {self._task}: {drawn[0]} differs")
+        return lambda: float(other.task.get_reward(self._env.physics))
 
     def close(self) -> None:
         if self._view is not None:
