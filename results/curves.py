@@ -50,11 +50,9 @@ def main(out: Path, folders: list[Path], unit: str) -> None:
         draw(panel, folder, colors)
         panel.set_xlabel(f"{unit}, thousands")
     panels[0][0].set_ylabel("return")
-    handles = {
-        label: line for panel in panels[0] for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    panels[0][-1].legend(handles.values(), handles.keys(), fontsize=8, loc="lower right")
-    figure.tight_layout()
+    lines = [pair for panel in panels[0] for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
+    named = {label: line for line, label in lines}
+    figure.legend(named.values(), named.keys(), fontsize=8, loc="outside right center")
     figure.savefig(out, dpi=110)
 
 
