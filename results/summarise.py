@@ -6,7 +6,7 @@
 A folder holds AGENT/seedN/metrics.jsonl. First env steps at or above the threshold are told. `curve` is the mean over
 all evaluations of a run, so that learning sooner counts; differences are over those that both have, and at the last of
 them. Intervals are Student's t at 95 % over the seeds: wide, as three seeds are few. Runs on recorded data alone, which
-make no env steps, go by their updates.
+make no env steps, go by their updates; with --ends each run counts at its own end, for those that began at other points.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def first_at(curve: dict[int, float], threshold: float) -> str:
     return next((f"{steps // 1000}k" for steps, value in curve.items() if value >= threshold), "-")
 
 
-def main(folder: Path, baseline: str, metric: str, threshold: float | None, until: float, digits: int) -> None:
+def main(
+    folder: Path, baseline: str, metric: str, threshold: float | None, until: float, digits: int, ends: bool
+) -> None:
     agents = sorted(
         (path.name for path in folder.iterdir() if path.is_dir()), key=lambda name: (name != baseline, name)
     )
@@ -62,8 +64,10 @@ def main(folder: Path, baseline: str, metric: str, threshold: float | None, unti
         cells = [f"{statistics.mean(x.values()):.{digits}f}" for x in (last, whole)]
         pairs = [(curve, curves[baseline][seed]) for seed, curve in runs.items() if seed in curves.get(baseline, {})]
         apart = [[own[step] - base[step] for step in own if step in base] for own, base in pairs]
-        ends, ways = ([found(shared) for shared in apart if shared] for found in (last_of, statistics.mean))
-        for shared in (ends, ways):
+        finals, ways = ([found(shared) for shared in apart if shared] for found in (last_of, statistics.mean))
+        if ends:
+            finals, ways = [own[max(own)] - base[max(base)] for own, base in pairs], []
+        for shared in (finals, ways):
             cells.append(interval(shared, digits) if agent != baseline and shared else "")
         print(f"| `{agent}` | {' | '.join(cells)} |")
 
@@ -76,5 +80,6 @@ if __name__ == "__main__":
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--until", type=float, default=float("inf"), help="env steps; later evaluations do not count")
     parser.add_argument("--digits", type=int, default=1)
+    parser.add_argument("--ends", action="store_true", help="compare each run's own last evaluation")
     arguments = parser.parse_args()
     main(**vars(arguments))
