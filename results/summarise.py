@@ -6,7 +6,7 @@
 A folder holds AGENT/seedN/metrics.jsonl. First env steps at or above the threshold are told. `curve` is the mean over
 all evaluations of a run, so that learning sooner counts; differences are over those that both have, and at the last of
 them. Intervals are Student's t at 95 % over the seeds: wide, as three seeds are few. Runs on recorded data alone, which
-make no env steps, go by their updates; with --ends each run counts at its own end, for those that began at other points.
+make no env steps, go by their updates; --ends compares each run at its own end, for those that began at other points.
 """
 
 import argparse
