@@ -242,5 +242,5 @@ def test_the_table_of_world_models_is_complete_and_names_the_right_files() -> No
 def test_commands_fit_on_a_line_of_a_terminal() -> None:
     for page in PAGES:
         for block in blocks(page):
-            for line in block.lines if block.how in ("run", "parse") else []:
+            for line in block.text.splitlines() if block.how in ("run", "parse") else []:
                 assert len(line) <= 120, f"{page.name}: {line}"
