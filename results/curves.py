@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from summarise import evaluations
+from summarise import evaluations, runs_of
 
 
 def random_return(run: Path) -> float:
@@ -26,8 +26,7 @@ def random_return(run: Path) -> float:
 
 def draw(panel: plt.Axes, folder: Path, colors: dict[str, str]) -> None:
     """The curves of one folder, each over the evaluations that all its seeds have."""
-    for agent in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        runs = sorted((folder / agent).iterdir())
+    for agent, runs in runs_of(folder).items():
         curves = [evaluations(run, "return_mean", float("inf")) for run in runs]
         at = sorted(set.intersection(*map(set, curves)))
         values = np.array([[curve[x] for x in at] for curve in curves])
@@ -41,7 +40,7 @@ def draw(panel: plt.Axes, folder: Path, colors: dict[str, str]) -> None:
 
 
 def main(out: Path, folders: list[Path], unit: str) -> None:
-    names = sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
+    names = sorted({agent for folder in folders for agent in runs_of(folder)})
     colors = {name: f"C{index}" for index, name in enumerate(names)}
     figure, panels = plt.subplots(
         1, len(folders), figsize=(4 * len(folders) + 1, 3.2), squeeze=False, layout="constrained"

@@ -15,21 +15,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from curves import random_return
-from summarise import evaluations
+from summarise import evaluations, runs_of
 
 
 def main(out: Path, folders: list[Path]) -> None:
     size = (3.2 * len(folders), 3.2)
     figure, panels = plt.subplots(1, len(folders), figsize=size, squeeze=False, sharey=True, layout="constrained")
     for panel, folder in zip(panels[0], folders, strict=True):
-        agents = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        for place, agent in enumerate(agents):
-            runs = sorted((folder / agent).iterdir())
+        found = runs_of(folder)
+        for place, runs in enumerate(found.values()):
             ends = [list(evaluations(run, "return_mean", float("inf")).values())[-1] for run in runs]
             panel.scatter([place] * len(ends), ends, s=18)
             panel.hlines(np.mean(ends), place - 0.25, place + 0.25)
             panel.axhline(random_return(runs[0]), color="grey", linestyle=":", linewidth=1)
-        panel.set_xticks(range(len(agents)), agents, rotation=20)
+        panel.set_xticks(range(len(found)), list(found), rotation=20)
         panel.set_title(folder.name)
     panels[0][0].set_ylabel("return at the end")
     figure.savefig(out, dpi=110)

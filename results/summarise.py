@@ -27,6 +27,11 @@ def evaluations(run: Path, metric: str, until: float) -> dict[int, float]:
     return {steps: value for steps, value in curve.items() if steps <= until}
 
 
+def runs_of(folder: Path) -> dict[str, list[Path]]:
+    """The runs of each agent, both in order of names."""
+    return {agent.name: sorted(agent.iterdir()) for agent in sorted(folder.iterdir()) if agent.is_dir()}
+
+
 def interval(values: list[float], digits: int) -> str:
     """Mean and half the width of its 95 % interval."""
     mean, _, high = t_interval(values)
@@ -44,10 +49,8 @@ def first_at(curve: dict[int, float], threshold: float) -> str:
 def main(
     folder: Path, baseline: str, metric: str, threshold: float | None, until: float, digits: int, ends: bool
 ) -> None:
-    agents = sorted(
-        (path.name for path in folder.iterdir() if path.is_dir()), key=lambda name: (name != baseline, name)
-    )
-    curves = {a: {r.name: evaluations(r, metric, until) for r in sorted((folder / a).iterdir())} for a in agents}
+    found = sorted(runs_of(folder).items(), key=lambda pair: (pair[0] != baseline, pair[0]))
+    curves = {agent: {run.name: evaluations(run, metric, until) for run in runs} for agent, runs in found}
     steps = sorted({s for runs in curves.values() for curve in runs.values() for s in curve})
     reached = "" if threshold is None else " reached at |"
     print(f"| agent | seed | {' | '.join(f'{s / 1000:.3g}k' for s in steps)} |{reached}")
@@ -64,9 +67,10 @@ def main(
         cells = [f"{statistics.mean(x.values()):.{digits}f}" for x in (last, whole)]
         pairs = [(curve, curves[baseline][seed]) for seed, curve in runs.items() if seed in curves.get(baseline, {})]
         apart = [[own[step] - base[step] for step in own if step in base] for own, base in pairs]
-        finals, ways = ([found(shared) for shared in apart if shared] for found in (last_of, statistics.mean))
         if ends:
             finals, ways = [own[max(own)] - base[max(base)] for own, base in pairs], []
+        else:
+            finals, ways = ([take(shared) for shared in apart if shared] for take in (last_of, statistics.mean))
         for shared in (finals, ways):
             cells.append(interval(shared, digits) if agent != baseline and shared else "")
         print(f"| `{agent}` | {' | '.join(cells)} |")

@@ -31,11 +31,8 @@ def main(argv: list[str]) -> int:
         if value is not None and not 1 <= value <= 4096:
             raise ValueError(f"--{name.replace('_', '-')} must be from 1 to 4096, not {value}")
 
-    from agents.training.config import load_config
-    from agents.training.run import env_seeds
     from worldmodels.envs import resolve_task
     from worldmodels.replay.convert import convert
-    from worldmodels.replay.relabel import relabel
 
     def warn(problem: str) -> None:
         print(f"warning: {problem}: left out", file=sys.stderr)
@@ -43,6 +40,11 @@ def main(argv: list[str]) -> int:
     if arguments.relabel:
         if not (arguments.source / "config.yaml").is_file():
             raise ValueError(f"--relabel is for the episodes of a run, and {arguments.source} has no config.yaml")
+
+        from agents.training.config import load_config  # a conversion does without the seconds that these take
+        from agents.training.run import env_seeds
+        from worldmodels.replay.relabel import relabel
+
         config = load_config(arguments.source / "config.yaml")
         converted = relabel(
             arguments.source / "replay",

@@ -38,7 +38,10 @@ def test_its_card_says_how_it_was_trained_and_how_well(name: str):
     assert (config.task, to_dict(config.env)) == (saved.card.task, to_dict(saved.card.env))
     assert to_dict(config.world_model) == saved.card.world_model.config
     returns = saved.card.training.returns
-    assert returns["return_mean"] - returns["return_std"] > max(returns["random_return"], returns["zero_return"])
+    beaten = max(returns["random_return"], returns["zero_return"])
+    assert returns["return_mean"] - returns["return_std"] > beaten
+    # the pole begins near upright: twice of what doing nothing gets is more than there is
+    assert returns["return_mean"] > 2 * (returns["random_return"] if name == "cartpole" else beaten)
     assert "--config run.yaml" in (zoo.FOLDER / name / "README.md").read_text(encoding="utf-8")
 
 

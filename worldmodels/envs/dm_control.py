@@ -104,11 +104,7 @@ class DMControl(Env):
             "task": self._task,
             "physics": self._env.physics.get_state(mujoco.mjtState.mjSTATE_INTEGRATION.value).tolist(),
             # targets, terrain: what the task drew into the model at the episode's beginning
-            "model": {
-                name: getattr(model, name).tolist()
-                for name, value in self._loaded.items()
-                if not np.array_equal(getattr(model, name), value)
-            },
+            "model": {name: getattr(model, name).tolist() for name in self._drawn_into(model)},
             "random": [state[1].tolist(), *state[2:]],
             "step_count": self._env._step_count,
             "episode_steps": self._episode_steps,
@@ -146,12 +142,7 @@ class DMControl(Env):
         mine = suite.load(*self._task.split("-", 1), task_kwargs={"random": 0})
         for env in (other, mine):
             env.reset()
-        drawn = [
-            field
-            for field, value in self._loaded.items()
-            for env in (other, mine)
-            if not np.array_equal(getattr(env.physics.model.ptr, field), value)
-        ]
+        drawn = [field for env in (other, mine) for field in self._drawn_into(env.physics.model.ptr)]
         if drawn:  # a target, a terrain: what an episode of the one task draws is not what one of the other would
             raise ValueError(f"{task} is not the same world as {self._task}: {drawn[0]} differs")
         return lambda: float(other.task.get_reward(self._env.physics))
@@ -177,6 +168,10 @@ class DMControl(Env):
             make_floors_classic(model.ptr)
         names = [name for name in dir(model.ptr) if name.startswith(DRAWN_INTO)]
         return {name: getattr(model.ptr, name).copy() for name in names}
+
+    def _drawn_into(self, model: Any) -> list[str]:
+        """The arrays of a model, an ``mujoco.MjModel``, that are not as they were loaded here."""
+        return [name for name, value in self._loaded.items() if not np.array_equal(getattr(model, name), value)]
 
     def _arrive(self, reward: float, is_first: bool, is_last: bool, is_terminal: bool, env_steps: int) -> Step:
         step = Step(self._render(), np.float32(reward), is_first, is_last, is_terminal, env_steps)

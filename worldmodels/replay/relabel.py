@@ -4,6 +4,7 @@ Exploration without a task becomes data for any task of the same domain (zero-sh
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,31 +48,32 @@ def relabel(
         episodes = sorted((info for info in found if info.stream == stream), key=lambda info: info.position)
         if stream >= len(seeds):
             raise ValueError(f"{source}: episodes of stream {stream}, and the run had {len(seeds)} environments")
-        world = make_env(episodes[0].task, replace(env, action_repeat=1), seeds[stream])
-        try:
-            judge = world.judge(task)
-            position = 0
+        with closing(make_env(episodes[0].task, replace(env, action_repeat=1), seeds[stream])) as world:
+            judge, position = world.judge(task), 0
             for done, info in enumerate(episodes):
                 try:
-                    with guarded(info.path):
-                        if info.position != position:
-                            raise EpisodeError(f"rows {position} to {info.position - 1} of its stream are not there")
-                        episode = read_episode(info.path)
-                        reward = rewards(world, judge, episode, env.action_repeat)
+                    episode = judged(world, judge, info, position, env.action_repeat)
                 except EpisodeError as error:
                     problems.append(str(error))
                     say(f"{error} (with the {len(episodes) - done - 1} after it)")
                     break
                 target.mkdir(parents=True, exist_ok=True)
-                total = float(reward.sum(dtype=np.float64))
-                judged = replace(info, task=task, episode_return=total)
-                written.append(write_episode(target, episode._replace(info=judged, reward=reward)))
+                written.append(write_episode(target, episode._replace(info=replace(episode.info, task=task))))
                 position += info.length
-        finally:
-            world.close()
     if not written:
         raise ValueError(f"{source}: no episode that the simulator could repeat: {[*problems, 'there is none'][0]}")
     return Converted(written, problems)
+
+
+def judged(world: Env, judge: Callable[[], float], info: EpisodeInfo, position: int, action_repeat: int) -> Episode:
+    """The episode that is to begin at a position of its stream, with the rewards that ``judge`` gives."""
+    with guarded(info.path):
+        if info.position != position:
+            raise EpisodeError(f"rows {position} to {info.position - 1} of its stream are not there")
+        episode = read_episode(info.path)
+        reward = rewards(world, judge, episode, action_repeat)
+        total = float(reward.sum(dtype=np.float64))
+        return episode._replace(info=replace(info, episode_return=total), reward=reward)
 
 
 def rewards(world: Env, judge: Callable[[], float], episode: Episode, action_repeat: int) -> np.ndarray:
