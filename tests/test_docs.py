@@ -1,8 +1,9 @@
 """The pages for people: every command on them runs or parses, every name and link on them is there.
 
 Fenced blocks say how they are tested by the word after the language: ``bash run`` is executed, ``bash parse`` is read
-by the script's command line and not carried out, ``bash setup`` installs, ``python run`` is executed. A page's blocks
-run in order in one folder that holds a trained run (of the debug preset) as ``RUN``.
+by the script's command line and not carried out, ``bash setup`` installs, ``python run`` is executed. ``bash debug`` is
+executed with training's debug preset on top and with few steps and updates: what a person would wait minutes for. A
+page's blocks run in order in one folder that holds a trained run (of the debug preset) as ``RUN``.
 """
 
 import argparse
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 PAGE_IDS = [page.name for page in PAGES]
 FENCE = re.compile(r"^```(?P<language>\w*) ?(?P<how>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-TAGS = {"bash": {"run", "parse", "setup"}, "python": {"run", ""}}
+TAGS = {"bash": {"run", "debug", "parse", "setup"}, "python": {"run", ""}}
 STAND_INS = (
     "runs/first",
     "RUN",
@@ -68,6 +69,16 @@ def script_and_arguments(command: str) -> tuple[Path, list[str]]:
     program, script, *arguments = shlex.split(command, comments=True)
     assert program == "python" and (ROOT / script).is_file(), f"no such script: {command}"
     return ROOT / script, arguments
+
+
+def small(command: str) -> str:
+    """The same command over in seconds: training with the debug preset last, short episodes, and no count above 60."""
+    if "scripts/train.py" in command:
+        command, found = re.subn(r"(--preset [\w,]+)", r"\1,debug", command)
+        command += "" if found else " --preset debug"
+        command += " --env.time-limit 60" if re.search("walker|finger", command) else ""
+    counts = r"(--(?:env-steps|episodes|training\.offline-updates|training\.phases\.\d\.updates) )(\d+)"
+    return re.sub(counts, lambda match: match[1] + str(min(int(match[2]), 60)), command)
 
 
 class Parsed(Exception):
@@ -165,7 +176,7 @@ def test_every_command_that_is_not_run_parses(page: Path, desk: Path, parse_only
         execute(command)
 
 
-RUN_PAGES = [page for page in PAGES if any(block.how == "run" for block in blocks(page))]
+RUN_PAGES = [page for page in PAGES if any(block.how in ("run", "debug") for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", RUN_PAGES, ids=[page.name for page in RUN_PAGES])
@@ -173,14 +184,14 @@ def test_every_command_that_is_run_succeeds(page: Path, desk: Path) -> None:
     example: dict[str, Any] = {"np": np, "obs": np.zeros((1, 64, 64, 3), np.uint8), "is_first": np.array([True])}
     example["card"] = replace(read_card(desk / "DIR"), agent=None)
     for block in blocks(page):
-        if block.how != "run":
+        if block.how not in ("run", "debug"):
             continue
         if block.language == "python":
             exec(compile(block.text, page.name, "exec"), example)
             continue
         for line in block.lines:
             if line != FIRST:  # which made the run that is there
-                execute(line)
+                execute(small(line) if block.how == "debug" else line)
     if "action" in example:
         assert example["action"].shape == (1, 2) and example["action"].dtype == np.float32
 
@@ -242,5 +253,5 @@ def test_the_table_of_world_models_is_complete_and_names_the_right_files() -> No
 def test_commands_fit_on_a_line_of_a_terminal() -> None:
     for page in PAGES:
         for block in blocks(page):
-            for line in block.text.splitlines() if block.how in ("run", "parse") else []:
+            for line in block.text.splitlines() if block.how in ("run", "debug", "parse") else []:
                 assert len(line) <= 120, f"{page.name}: {line}"
