@@ -244,12 +244,14 @@ def said(found: list[Alarm], words: str) -> Alarm:
     [
         ({"model/kl": 0.02, "model/dyn": 1.0}, "posterior collapse: the KL is 0.02 nats", True),
         ({"model/kl": 0.9, "model/dyn": 1.004}, "floor of 1 free nats (0.9)", False),
+        ({"model/kl": 3.0, "agent/penalty_to_reward": 3.86}, "doubt costs 3.9 times what is earned", False),
         ({"model/kl": 3.0, "total": None}, "not a number: total from 100 env steps on", True),
         ({"model/kl": 3.0, "agent/odd": None}, "not a number: agent/odd", False),
     ],
 )
 def test_warnings_of_metrics(metrics: dict[str, float | None], words: str, grave: bool, tmp_path: Path) -> None:
     assert not alarms_of(write_run(tmp_path / "good", **{"model/kl": 3.0, "model/dyn": 3.0}))
+    assert not alarms_of(write_run(tmp_path / "cheap", **{"model/kl": 3.0, "agent/penalty_to_reward": 0.9}))
     (alarm,) = alarms_of(write_run(tmp_path / "bad", **metrics))
     assert words in alarm.what and alarm.grave == grave and alarm.who == "bad"
 

@@ -10,6 +10,7 @@ from agents.training.report.runs import Alarm, Group, RunData
 
 COLLAPSED = 0.1  # nats of KL in all, below which a latent says almost nothing
 AT_THE_FLOOR = 1.01  # times the free nats
+TOO_DEAR = 1.0  # times the mean absolute reward
 LATELY = 0.1  # share of the log that says how a run is now
 
 
@@ -18,7 +19,7 @@ def alarms(groups: Sequence[Group], problems: Sequence[Alarm]) -> list[Alarm]:
     found = list(problems)
     for group in groups:
         for run in group.runs:
-            found += [*not_numbers(run), *latents(run), *unfinished(run), *no_better_than_random(run)]
+            found += [*not_numbers(run), *latents(run), *doubt(run), *unfinished(run), *no_better_than_random(run)]
         found += same_seed(group) + unequal(group)
     runs = [run for group in groups for run in group.runs]
     found += between_runs(runs) + [alarm for run in runs for alarm in since_then(run)]
@@ -52,6 +53,14 @@ def latents(run: RunData) -> list[Alarm]:
         return [Alarm(False, run.name, f"the KL lies at the floor of {free:g} free nats ({kl:.3g}): the prior gets no "
                       "gradient from it; lower free_nats if the dreams are bad")]  # fmt: skip
     return []
+
+
+def doubt(run: RunData) -> list[Alarm]:
+    """An agent in whose dreams being doubtful costs more than there is to earn."""
+    price = lately(run, "agent/penalty_to_reward")
+    key = "agent.penalty.weight" if "agent.penalty.weight" in run.config else "agent.penalty"
+    said = f"in its dreams doubt costs {price:.2g} times what is earned, so it may shun all that is new; lower {key}"
+    return [Alarm(False, run.name, said)] if price > TOO_DEAR else []
 
 
 def lately(run: RunData, name: str) -> float:
