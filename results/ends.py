@@ -21,14 +21,16 @@ from summarise import evaluations, runs_of
 def main(out: Path, folders: list[Path]) -> None:
     size = (3.2 * len(folders), 3.2)
     figure, panels = plt.subplots(1, len(folders), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    names = sorted({agent for folder in folders for agent in runs_of(folder)})
     for panel, folder in zip(panels[0], folders, strict=True):
         found = runs_of(folder)
-        for place, runs in enumerate(found.values()):
+        for place, (agent, runs) in enumerate(found.items()):
+            color = f"C{names.index(agent)}"
             ends = [list(evaluations(run, "return_mean", float("inf")).values())[-1] for run in runs]
-            panel.scatter([place] * len(ends), ends, s=18)
-            panel.hlines(np.mean(ends), place - 0.25, place + 0.25)
+            panel.scatter([place] * len(ends), ends, s=18, color=color)
+            panel.hlines(np.mean(ends), place - 0.25, place + 0.25, color=color)
             panel.axhline(random_return(runs[0]), color="grey", linestyle=":", linewidth=1)
-        panel.set_xticks(range(len(found)), list(found), rotation=20)
+        panel.set_xticks(range(len(found)), list(found), rotation=25, ha="right")
         panel.set_title(folder.name)
     panels[0][0].set_ylabel("return at the end")
     figure.savefig(out, dpi=110)
