@@ -24,6 +24,12 @@ def random_return(run: Path) -> float:
     return next(line["eval/random_return"] for line in lines if "eval/random_return" in line)
 
 
+def colors_of(folders: list[Path]) -> dict[str, str]:
+    """A color for each agent, the same in all folders."""
+    names = sorted({agent for folder in folders for agent in runs_of(folder)})
+    return {name: f"C{index}" for index, name in enumerate(names)}
+
+
 def draw(panel: plt.Axes, folder: Path, colors: dict[str, str]) -> None:
     """The curves of one folder, each over the evaluations that all its seeds have."""
     for agent, runs in runs_of(folder).items():
@@ -40,8 +46,7 @@ def draw(panel: plt.Axes, folder: Path, colors: dict[str, str]) -> None:
 
 
 def main(out: Path, folders: list[Path], unit: str) -> None:
-    names = sorted({agent for folder in folders for agent in runs_of(folder)})
-    colors = {name: f"C{index}" for index, name in enumerate(names)}
+    colors = colors_of(folders)
     figure, panels = plt.subplots(
         1, len(folders), figsize=(4 * len(folders) + 1, 3.2), squeeze=False, layout="constrained"
     )

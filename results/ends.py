@@ -14,21 +14,20 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from curves import random_return
+from curves import colors_of, random_return
 from summarise import evaluations, runs_of
 
 
 def main(out: Path, folders: list[Path]) -> None:
     size = (3.2 * len(folders), 3.2)
     figure, panels = plt.subplots(1, len(folders), figsize=size, squeeze=False, sharey=True, layout="constrained")
-    names = sorted({agent for folder in folders for agent in runs_of(folder)})
+    colors = colors_of(folders)
     for panel, folder in zip(panels[0], folders, strict=True):
         found = runs_of(folder)
         for place, (agent, runs) in enumerate(found.items()):
-            color = f"C{names.index(agent)}"
             ends = [list(evaluations(run, "return_mean", float("inf")).values())[-1] for run in runs]
-            panel.scatter([place] * len(ends), ends, s=18, color=color)
-            panel.hlines(np.mean(ends), place - 0.25, place + 0.25, color=color)
+            panel.scatter([place] * len(ends), ends, s=18, color=colors[agent])
+            panel.hlines(np.mean(ends), place - 0.25, place + 0.25, color=colors[agent])
             panel.axhline(random_return(runs[0]), color="grey", linestyle=":", linewidth=1)
         panel.set_xticks(range(len(found)), list(found), rotation=25, ha="right")
         panel.set_title(folder.name)

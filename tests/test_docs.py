@@ -37,6 +37,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 PAGE_IDS = [page.name for page in PAGES]
 FENCE = re.compile(r"^```(?P<language>\w*) ?(?P<how>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 TAGS = {"bash": {"run", "debug", "parse", "setup"}, "python": {"run", ""}}
+EXECUTED = ("run", "debug")
 STAND_INS = (
     "runs/first",
     "RUN",
@@ -176,7 +177,7 @@ def test_every_command_that_is_not_run_parses(page: Path, desk: Path, parse_only
         execute(command)
 
 
-RUN_PAGES = [page for page in PAGES if any(block.how in ("run", "debug") for block in blocks(page))]
+RUN_PAGES = [page for page in PAGES if any(block.how in EXECUTED for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", RUN_PAGES, ids=[page.name for page in RUN_PAGES])
@@ -184,7 +185,7 @@ def test_every_command_that_is_run_succeeds(page: Path, desk: Path) -> None:
     example: dict[str, Any] = {"np": np, "obs": np.zeros((1, 64, 64, 3), np.uint8), "is_first": np.array([True])}
     example["card"] = replace(read_card(desk / "DIR"), agent=None)
     for block in blocks(page):
-        if block.how not in ("run", "debug"):
+        if block.how not in EXECUTED:
             continue
         if block.language == "python":
             exec(compile(block.text, page.name, "exec"), example)
@@ -253,5 +254,5 @@ def test_the_table_of_world_models_is_complete_and_names_the_right_files() -> No
 def test_commands_fit_on_a_line_of_a_terminal() -> None:
     for page in PAGES:
         for block in blocks(page):
-            for line in block.text.splitlines() if block.how in ("run", "debug", "parse") else []:
+            for line in block.text.splitlines() if block.how in (*EXECUTED, "parse") else []:
                 assert len(line) <= 120, f"{page.name}: {line}"
