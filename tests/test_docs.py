@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,13 +74,29 @@ def script_and_arguments(command: str) -> tuple[Path, list[str]]:
 
 
 def small(command: str) -> str:
-    """The same command over in seconds: training with the debug preset last, short episodes, and no count above 60."""
-    if "scripts/train.py" in command:
-        command, found = re.subn(r"(--preset [\w,]+)", r"\1,debug", command)
-        command += "" if found else " --preset debug"
-        command += " --env.time-limit 60" if re.search("walker|finger", command) else ""
-    counts = r"(--(?:env-steps|episodes|training\.offline-updates|training\.phases\.\d\.updates) )(\d+)"
-    return re.sub(counts, lambda match: match[1] + str(min(int(match[2]), 60)), command)
+    """The same command over in seconds: the debug preset last, no films, short episodes, and few of all that counts."""
+    train, benchmark = (re.search(rf"scripts/{script}\.py ?(\w*)", command) for script in ("train", "benchmark"))
+    verb = benchmark[1] if benchmark else ""
+    taken_up = re.search("--(config|resume)", command)
+    if train or verb not in ("", "env") or re.search(r"evaluate\.py.*--agent", command):
+        command, found = re.subn(r"--preset ([\w,]+)", lambda match: f"--preset {debug_for(match[1])}", command)
+        command += "" if found or taken_up else " --preset debug"
+    if (train or benchmark) and not taken_up and re.search("walker|finger|cartpole", command):
+        command += " --env.time-limit 60"
+    command += " --training.video-every 0" * bool(train) + " --turns 2" * (verb in ("act", "env", "replay", "update"))
+    command += " --steps 10 --quality lean" * (verb == "env") + " --episodes 1" * ("evaluate.py" in command)
+    most = 340 if taken_up or verb == "run" else 60  # a debug run has 300 env steps
+    counts = r"(--(?:env-steps|sizes|training\.offline-updates|training\.phases\.\d\.updates) )([\de.,]+)"
+    few = partial(re.sub, r"[\de.]+", lambda number: f"{min(float(number[0]), most):.0f}")
+    command = re.sub(counts, lambda match: match[1] + few(match[2]), command)
+    return re.sub(r"(uses .*--episodes )\d+", r"\g<1>2", command)
+
+
+def debug_for(presets: str) -> str:
+    """Presets with ``debug`` for those that are sizes."""
+    return ",".join(
+        [*(name for name in presets.split(",") if not re.fullmatch(r"paper|cpu|toy|debug|\d+m", name)), "debug"]
+    )
 
 
 class Parsed(Exception):
