@@ -50,7 +50,9 @@ def main(
     folder: Path, baseline: str, metric: str, threshold: float | None, until: float, digits: int, ends: bool
 ) -> None:
     found = sorted(runs_of(folder).items(), key=lambda pair: (pair[0] != baseline, pair[0]))
-    curves = {agent: {run.name: evaluations(run, metric, until) for run in runs} for agent, runs in found}
+    read = {agent: {run.name: evaluations(run, metric, until) for run in runs} for agent, runs in found}
+    curves = {agent: {seed: curve for seed, curve in runs.items() if curve} for agent, runs in read.items()}
+    curves = {agent: runs for agent, runs in curves.items() if runs}
     steps = sorted({s for runs in curves.values() for curve in runs.values() for s in curve})
     reached = "" if threshold is None else " reached at |"
     print(f"| agent | seed | {' | '.join(f'{s / 1000:.3g}k' for s in steps)} |{reached}")
@@ -82,7 +84,7 @@ if __name__ == "__main__":
     parser.add_argument("--baseline", required=True)
     parser.add_argument("--metric", default="return_mean")
     parser.add_argument("--threshold", type=float)
-    parser.add_argument("--until", type=float, default=float("inf"), help="env steps; later evaluations do not count")
+    parser.add_argument("--until", type=float, default=float("inf"), help="env steps, or updates; later evaluations do not count")
     parser.add_argument("--digits", type=int, default=1)
     parser.add_argument("--ends", action="store_true", help="compare each run's own last evaluation")
     arguments = parser.parse_args()
