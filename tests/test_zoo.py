@@ -39,7 +39,8 @@ def test_its_card_says_how_it_was_trained_and_how_well(name: str):
     assert to_dict(config.world_model) == saved.card.world_model.config
     returns = saved.card.training.returns
     beaten = max(returns["random_return"], returns["zero_return"])
-    assert returns["return_mean"] - returns["return_std"] > beaten
+    # at least two standard errors above, not deviations: a reacher finds its target, or it does not
+    assert returns["return_mean"] - 2 * returns["return_std"] / config.training.eval_episodes**0.5 > beaten
     # the pole begins near upright: twice of what doing nothing gets is more than there is
     assert returns["return_mean"] > 2 * (returns["random_return"] if name == "cartpole" else beaten)
     assert "--config run.yaml" in (zoo.FOLDER / name / "README.md").read_text(encoding="utf-8")
