@@ -73,30 +73,32 @@ def script_and_arguments(command: str) -> tuple[Path, list[str]]:
     return ROOT / script, arguments
 
 
+# What makes a command short, by what it is.
+TAKES_PRESETS = r"train\.py(?!.*--(config|resume))|benchmark\.py (?!env)|evaluate\.py.*--agent"
+SHORTER = {
+    r"train\.py": "--training.video-every 0",
+    r"(train|benchmark)\.py(?!.*--(config|resume)).*(walker|finger|cartpole)": "--env.time-limit 60",
+    r"benchmark\.py (act|env|replay|update)": "--turns 2",
+    r"benchmark\.py env": "--steps 10 --quality lean",
+    r"benchmark\.py uses": "--episodes 2",
+    r"evaluate\.py": "--episodes 1",
+}
+SIZES = r"paper|cpu|toy|debug|\d+m"
+
+
 def small(command: str) -> str:
     """The same command over in seconds: the debug preset last, no films, short episodes, and few of all that counts."""
-    train, benchmark = (re.search(rf"scripts/{script}\.py ?(\w*)", command) for script in ("train", "benchmark"))
-    verb = benchmark[1] if benchmark else ""
-    taken_up = re.search("--(config|resume)", command)
-    if train or verb not in ("", "env") or re.search(r"evaluate\.py.*--agent", command):
-        command, found = re.subn(r"--preset ([\w,]+)", lambda match: f"--preset {debug_for(match[1])}", command)
-        command += "" if found or taken_up else " --preset debug"
-    if (train or benchmark) and not taken_up and re.search("walker|finger|cartpole", command):
-        command += " --env.time-limit 60"
-    command += " --training.video-every 0" * bool(train) + " --turns 2" * (verb in ("act", "env", "replay", "update"))
-    command += " --steps 10 --quality lean" * (verb == "env") + " --episodes 1" * ("evaluate.py" in command)
-    most = 340 if taken_up or verb == "run" else 60  # a debug run has 300 env steps
+    if re.search(TAKES_PRESETS, command):
+        asked = re.search(r" --preset ([\w,]+)", command)
+        kept = [name for name in (asked[1].split(",") if asked else []) if not re.fullmatch(SIZES, name)]
+        command = command.replace(asked[0], "") if asked else command
+        command += " --preset " + ",".join([*kept, "debug"])
+    for kind, words in SHORTER.items():
+        command += f" {words}" if re.search(kind, command) else ""
+    most = 340 if re.search(r"--(config|resume)|benchmark\.py run", command) else 60  # a debug run has 300 env steps
     counts = r"(--(?:env-steps|sizes|training\.offline-updates|training\.phases\.\d\.updates) )([\de.,]+)"
     few = partial(re.sub, r"[\de.]+", lambda number: f"{min(float(number[0]), most):.0f}")
-    command = re.sub(counts, lambda match: match[1] + few(match[2]), command)
-    return re.sub(r"(uses .*--episodes )\d+", r"\g<1>2", command)
-
-
-def debug_for(presets: str) -> str:
-    """Presets with ``debug`` for those that are sizes."""
-    return ",".join(
-        [*(name for name in presets.split(",") if not re.fullmatch(r"paper|cpu|toy|debug|\d+m", name)), "debug"]
-    )
+    return re.sub(counts, lambda match: match[1] + few(match[2]), command)
 
 
 class Parsed(Exception):
