@@ -84,7 +84,9 @@ if __name__ == "__main__":
     parser.add_argument("--baseline", required=True)
     parser.add_argument("--metric", default="return_mean")
     parser.add_argument("--threshold", type=float)
-    parser.add_argument("--until", type=float, default=float("inf"), help="env steps, or updates; later evaluations do not count")
+    parser.add_argument(
+        "--until", type=float, default=float("inf"), help="env steps or updates; later ones do not count"
+    )
     parser.add_argument("--digits", type=int, default=1)
     parser.add_argument("--ends", action="store_true", help="compare each run's own last evaluation")
     arguments = parser.parse_args()
