@@ -78,6 +78,7 @@ TAKES_PRESETS = r"train\.py(?!.*--(config|resume))|benchmark\.py (?!env)|evaluat
 SHORTER = {
     r"train\.py": "--training.video-every 0",
     r"(train|benchmark)\.py(?!.*--(config|resume)).*(walker|finger|cartpole)": "--env.time-limit 60",
+    r"train\.py.*--data data/": "--env.size 32",  # what the preset toy says, and those data are
     r"benchmark\.py (act|env|replay|update)": "--turns 2",
     r"benchmark\.py env": "--steps 10 --quality lean",
     r"benchmark\.py uses": "--episodes 2",
