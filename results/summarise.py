@@ -51,8 +51,7 @@ def main(
 ) -> None:
     found = sorted(runs_of(folder).items(), key=lambda pair: (pair[0] != baseline, pair[0]))
     read = {agent: {run.name: evaluations(run, metric, until) for run in runs} for agent, runs in found}
-    curves = {agent: {seed: curve for seed, curve in runs.items() if curve} for agent, runs in read.items()}
-    curves = {agent: runs for agent, runs in curves.items() if runs}
+    curves = {agent: some for agent, runs in read.items() if (some := {seed: c for seed, c in runs.items() if c})}
     steps = sorted({s for runs in curves.values() for curve in runs.values() for s in curve})
     reached = "" if threshold is None else " reached at |"
     print(f"| agent | seed | {' | '.join(f'{s / 1000:.3g}k' for s in steps)} |{reached}")
