@@ -39,8 +39,9 @@ def test_its_card_says_how_it_was_trained_and_how_well(name: str):
     assert to_dict(config.world_model) == saved.card.world_model.config
     returns = saved.card.training.returns
     beaten = max(returns["random_return"], returns["zero_return"])
-    # at least two standard errors above, not deviations: a reacher finds its target, or it does not
-    assert returns["return_mean"] - 2 * returns["return_std"] / config.training.eval_episodes**0.5 > beaten
+    # a reacher finds its target or it does not: two standard errors, which are less than a deviation
+    share = 2 / config.training.eval_episodes**0.5 if name == "reacher" else 1
+    assert returns["return_mean"] - share * returns["return_std"] > beaten
     # the pole begins near upright: twice of what doing nothing gets is more than there is
     assert returns["return_mean"] > 2 * (returns["random_return"] if name == "cartpole" else beaten)
     assert "--config run.yaml" in (zoo.FOLDER / name / "README.md").read_text(encoding="utf-8")
