@@ -62,9 +62,9 @@ class BlockGRU(nn.Module):
         x = self.from_deter.by_block(deter, shared.unflatten(-1, (self.blocks, -1)).transpose(0, 1))
         x = self.act(self.norm(x.transpose(0, 1).flatten(-2)))
         gates = self.gates.by_block(x, self.gates.bias.view(self.blocks, 1, -1))
-        # one copy brings the blocks of each gate together: [blocks, N, 3 * size] to 3 times [N, blocks * size]
-        gates = gates.float().unflatten(-1, (3, -1)).permute(2, 1, 0, 3).flatten(-2)
-        return gru_update(deter, *gates.unbind())
+        # block by block to the end: only the next memory is brought back to [N, D]
+        memory = deter.unflatten(-1, (self.blocks, -1)).transpose(0, 1)
+        return gru_update(memory, *gates.float().chunk(3, -1)).transpose(0, 1).flatten(-2)
 
 
 def gru_update(deter: Tensor, reset: Tensor, candidate: Tensor, update: Tensor) -> Tensor:
