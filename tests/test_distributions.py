@@ -127,6 +127,17 @@ def test_two_hot_loss_is_the_cross_entropy():
     torch.testing.assert_close(gradient, logits.softmax(-1) - target)
 
 
+def test_two_hot_losses_of_one_prediction_share_no_more_than_their_logits():
+    logits = torch.randn(6, 255, generator=generator(), requires_grad=True)
+    targets = torch.tensor([0.1, 2.0, -5.0, 0.0, 30.0, -1.0]), torch.tensor([3.0, 2.1, 1e5, 0.0, 0.3, -1e-3])
+    head = D.TwoHot(logits)
+    with torch.no_grad():
+        head.loss(targets[0])  # who asks first without a gradient takes it from nobody
+    (together,) = torch.autograd.grad((head.loss(targets[0]) + 0.5 * head.loss(targets[1])).sum(), logits)
+    apart = [torch.autograd.grad(D.TwoHot(logits).loss(y).sum(), logits)[0] for y in targets]
+    torch.testing.assert_close(together, apart[0] + 0.5 * apart[1])
+
+
 def test_two_hot_of_low_precision_logits_is_computed_in_float32():
     head = D.TwoHot(torch.zeros(3, 255, dtype=torch.bfloat16))
     assert head.mean.dtype == torch.float32 and head.loss(torch.tensor([1e6, 0.0, -1e6])).isfinite().all()

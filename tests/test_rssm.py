@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from worldmodels import encoders
 from worldmodels.cells import BlockGRU, BlockGRUConfig, DenseGRUConfig, gru_update
 from worldmodels.decoders import image_loss
-from worldmodels.encoders import dequantise
+from worldmodels.encoders import ImageConv, conv, dequantise
 from worldmodels.layers import BlockLinear, RMSNorm, RMSNormalise
 
 DETER, BLOCKS, HIDDEN = 32, 8, 6
@@ -43,8 +43,8 @@ def test_rms_norm_and_its_gradient_are_those_of_torch(dtype: torch.dtype):
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-6}
     assert got.dtype == dtype and a[0].dtype == dtype
     torch.testing.assert_close((got, *a), (expected, *b), **tolerance)
-    with torch.no_grad():
-        torch.testing.assert_close(norm(x), expected, rtol=0, atol=0)
+    with torch.no_grad():  # what acts sees what was learned
+        torch.testing.assert_close(norm(x), got, rtol=0, atol=0)
 
 
 def test_rms_norm_by_finite_differences(double):
@@ -63,6 +63,27 @@ def test_gru_update_golden_value():
     """u = sigmoid(-1), candidate = tanh(sigmoid(0) * 1)."""
     zero, one = torch.zeros(1, 1), torch.ones(1, 1)
     assert gru_update(2 * one, zero, one, zero).item() == pytest.approx(0.7310586 * 2 + 0.2689414 * 0.4621172)
+
+
+def test_gru_update_is_the_same_with_and_without_a_gradient():
+    """Its tanh is torch's with one, and made of a sigmoid without: the same to float32's last digits."""
+    parts = [8 * torch.randn(64, 64) for _ in range(4)]
+    learned = gru_update(parts[0], *(part.clone().requires_grad_() for part in parts[1:]))
+    torch.testing.assert_close(gru_update(*parts), learned.detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+def test_bytes_are_convolved_as_pixels_between_minus_a_half_and_a_half(low_precision: bool):
+    """In bfloat16 the weights are rounded and the pixels are not; the edges are padded with the middle grey."""
+    layer = conv(3, 5, 3, kind=ImageConv)
+    nn.init.normal_(layer.bias)  # pyright: ignore[reportArgumentType]
+    image = torch.randint(256, (2, 8, 6, 3), dtype=torch.uint8)
+    weight = (layer.weight / 255).bfloat16().float() * 255 if low_precision else layer.weight
+    expected = nn.functional.conv2d((image / 255 - 0.5).permute(0, 3, 1, 2), weight, layer.bias, padding=1)
+    tolerance = {"rtol": 2**-7, "atol": 2**-7} if low_precision else {"rtol": 1e-5, "atol": 1e-5}
+    with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+        torch.testing.assert_close(layer(image).float(), expected, **tolerance)
+        torch.testing.assert_close(layer(image / 255).float(), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_block_gru_first_layer_is_the_papers_one():

@@ -69,8 +69,13 @@ class BlockGRU(nn.Module):
 
 def gru_update(deter: Tensor, reset: Tensor, candidate: Tensor, update: Tensor) -> Tensor:
     """Gate pre-activations to the next memory; the update gate starts nearly closed (Dreamer V2 and V3)."""
-    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+    candidate = tanh(torch.sigmoid(reset) * candidate)
     return torch.lerp(deter, candidate, torch.sigmoid(update - 1.0))
+
+
+def tanh(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """By a sigmoid where there is no gradient: on a CPU torch takes a quarter of its tanh's time for one."""
+    return torch.tanh(x) if x.requires_grad else 2 * torch.sigmoid(2 * x) - 1
 
 
 class NormGRUCell(nn.Module):

@@ -31,11 +31,12 @@ class SigmoidImageLoss(torch.autograd.Function):
         slope = torch.empty_like(logits)
         loss = torch.empty(len(logits), device=logits.device)
         # a few images at a time stay in a processor's cache; a GPU takes all at once
-        size = 16 if logits.device.type == "cpu" else len(logits)
+        size = 32 if logits.device.type == "cpu" else len(logits)
+        scale = 1 if image.is_floating_point() else 1 / 255
         for part in (slice(i, i + size) for i in range(0, len(logits), size)):
             drawn = torch.sigmoid(logits[part].float())
-            error = drawn - to_float(image[part])
-            slope[part] = (drawn - drawn**2).mul_(error)
+            error = torch.sub(drawn, image[part].float(), alpha=scale)
+            slope[part] = torch.addcmul(drawn, drawn, drawn, value=-1).mul_(error)
             loss[part] = error.square_().flatten(1).sum(1)
         ctx.save_for_backward(slope)
         return loss

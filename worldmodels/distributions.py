@@ -7,7 +7,7 @@ likelihood up to a constant). Samples come from uniform or normal noise of an ex
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 import torch.nn.functional as F
@@ -115,10 +115,14 @@ class TwoHot:
     def loss(self, target: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Cross-entropy with the target spread over the two nearest bins; targets beyond the ends are clamped."""
         low, weight = two_hot(target)
-        log_probs = F.log_softmax(self.logits, -1)
-        at_low = log_probs.gather(-1, low.unsqueeze(-1)).squeeze(-1)
-        at_high = log_probs.gather(-1, low.unsqueeze(-1) + 1).squeeze(-1)
+        at_low, at_high = self._log_probs.gather(-1, torch.stack([low, low + 1], -1)).unbind(-1)
         return -(at_low * (1 - weight) + at_high * weight)
+
+    @cached_property
+    def _log_probs(self) -> Float[Tensor, "*B 255"]:
+        """Once for all targets, and with a gradient whoever asks first."""
+        with torch.set_grad_enabled(self.logits.requires_grad):
+            return F.log_softmax(self.logits, -1)
 
 
 def two_hot(target: Float[Tensor, "*B"]) -> tuple[Tensor, Float[Tensor, "*B"]]:

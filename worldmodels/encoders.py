@@ -16,7 +16,7 @@ from jaxtyping import Float, Real
 from torch import Generator, Tensor, nn
 
 from worldmodels.distributions import random_uniform
-from worldmodels.layers import ACTIVATIONS, Activation, RMSNorm, initialise
+from worldmodels.layers import ACTIVATIONS, Activation, RMSNorm, initialise, product_dtype
 
 
 def to_float(image: Real[Tensor, "*B h w c"]) -> Float[Tensor, "*B h w c"]:
@@ -36,9 +36,30 @@ def dequantise(image: Real[Tensor, "*B h w c"], bits: int, generator: Generator 
     return ((image >> (8 - bits)) + noise) / 2**bits
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
+class ImageConv(nn.Conv2d):
+    """A first convolution, of pixels in [-0.5, 0.5].
+
+    Bytes keep their own scale, whole numbers less 127.5, and the weights are divided by 255 instead: that is one pass
+    over the pixels and not three, and exact in bfloat16.
+    """
+
+    def forward(self, image: Real[Tensor, "N h w c"]) -> Float[Tensor, "N _ y x"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if image.is_floating_point():
+            return super().forward((image - 0.5).permute(0, 3, 1, 2))
+        pixels = image.to(product_dtype(image.device)).sub_(127.5).permute(0, 3, 1, 2)
+        return self._conv_forward(pixels, self.weight / 255, self.bias)
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int | None = None,
+    kind: type[nn.Conv2d] = nn.Conv2d,
+) -> nn.Conv2d:
     """A convolution initialised as in DreamerV3; ``padding`` None keeps the size (before the stride)."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 if padding is None else padding)
+    layer = kind(inputs, outputs, kernel, stride, kernel // 2 if padding is None else padding)
     initialise(layer.weight.data, inputs * kernel**2)
     nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
     return layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -76,13 +97,14 @@ class PoolConv(nn.Module):
             raise ValueError(
                 f"an encoder of {stages} halvings needs an image size divisible by {2**stages}, not {image}"
             )
-        sizes = [channels] + [config.depth * m for m in config.mults]
-        self.convs = nn.ModuleList(conv(a, b, 5) for a, b in pairwise(sizes))
-        self.norms = nn.ModuleList(ChannelNorm(b) for b in sizes[1:])
+        sizes = [config.depth * m for m in config.mults]
+        first = conv(channels, sizes[0], 5, kind=ImageConv)
+        self.convs = nn.ModuleList([first, *(conv(a, b, 5) for a, b in pairwise(sizes))])
+        self.norms = nn.ModuleList(ChannelNorm(size) for size in sizes)
         self.size = sizes[-1] * (height >> stages) * (width >> stages)
 
     def forward(self, image: Real[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
-        x = (to_float(image) - 0.5).permute(0, 3, 1, 2)
+        x = image
         for layer, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(F.max_pool2d(layer(x), 2)))
         return x.permute(0, 2, 3, 1).flatten(1)
@@ -105,13 +127,14 @@ class StrideConv(nn.Module):
         super().__init__()
         if image[:2] != (64, 64):
             raise ValueError(f"the stride encoder is made for 64x64 images, not {image[0]}x{image[1]}: --env.size 64")
-        sizes = [image[2]] + [config.depth * m for m in (1, 2, 4, 8)]
-        self.convs = nn.ModuleList(conv(a, b, 4, stride=2, padding=0) for a, b in pairwise(sizes))
+        sizes = [config.depth * m for m in (1, 2, 4, 8)]
+        first = conv(image[2], sizes[0], 4, stride=2, padding=0, kind=ImageConv)
+        self.convs = nn.ModuleList([first, *(conv(a, b, 4, stride=2, padding=0) for a, b in pairwise(sizes))])
         self.activation = ACTIVATIONS[config.activation]
         self.size = sizes[-1] * 4
 
     def forward(self, image: Real[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
-        x = (to_float(image) - 0.5).permute(0, 3, 1, 2)
+        x = image
         for layer in self.convs:
             x = self.activation(layer(x))
         return x.permute(0, 2, 3, 1).flatten(1)
@@ -152,14 +175,13 @@ class PatchConv(nn.Module):
         height, width = patch_seed(image, config.patch, len(config.mults))
         self.patch = config.patch
         sizes = [config.depth * m for m in config.mults]
-        self.stem = conv(image[2] * config.patch**2, sizes[0], 1)
+        self.stem = conv(image[2] * config.patch**2, sizes[0], 1, kind=ImageConv)
         self.convs = nn.ModuleList(conv(a, b, 3, stride=2) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(ChannelNorm(size) for size in sizes[1:])
         self.size = sizes[-1] * height * width
 
     def forward(self, image: Real[Tensor, "N h w c"]) -> Float[Tensor, "N E"]:
-        patches = to_float(to_patches(image, self.patch)) - 0.5
-        x = F.silu(self.stem(patches.permute(0, 3, 1, 2)))  # not normalised: at this size that costs as much
+        x = F.silu(self.stem(to_patches(image, self.patch)))  # not normalised: at this size that costs as much
         for layer, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(layer(x)))
         return x.permute(0, 2, 3, 1).flatten(1)

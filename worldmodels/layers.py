@@ -37,11 +37,23 @@ def step_precision(rows: int, like: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def product_dtype(device: torch.device) -> torch.dtype:
+    """What layers make of their input before they multiply it: autocast's dtype, float32 where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the hardware does: every GPU that PyTorch says so of, CPUs with AVX512 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def normalise(x: Float[Tensor, "*B U"], eps: float) -> tuple[Float[Tensor, "*B U"], Float[Tensor, "*B 1"]]:
+    """``x`` in float32 divided by the root of its mean square over the last axis, and what it was multiplied by."""
+    x = x.float()
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * scale, scale
 
 
 class RMSNormalise(torch.autograd.Function):
@@ -53,8 +65,7 @@ class RMSNormalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True).square_().div_(len(weight)).add_(eps).rsqrt_()
-        normed = x.float() * scale
+        normed, scale = normalise(x, eps)
         ctx.save_for_backward(normed, scale, weight)
         return (normed * weight).to(x.dtype)
 
@@ -76,8 +87,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            return RMSNormalise.apply(x, self.weight, 1e-4)  # pyright: ignore[reportReturnType]
+        if x.device.type == "cpu":
+            if torch.is_grad_enabled():
+                return RMSNormalise.apply(x, self.weight, 1e-4)  # pyright: ignore[reportReturnType]
+            return normalise(x, 1e-4)[0].mul_(self.weight).to(x.dtype)
         # float32 inside whatever the input is: the fused kernel wants one dtype for input and weight
         return F.rms_norm(x.float(), self.weight.shape, self.weight, 1e-4).to(x.dtype)
 
