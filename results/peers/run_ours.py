@@ -1,8 +1,9 @@
 """Our DreamerV3, one whole update as ``benchmark.py update`` times it: run_ours.py SIZES PRECISION
 
 SIZES: ``1m``, the published ones of our preset of that name; ``xs``, those of sheeprl's ``dreamer_v3_XS``, its
-convolutions included, which are below because no config of ours has them; ``xs-patch``, ``xs`` with the encoder and
-decoder of our ``cpu`` preset, which see patches of 4x4. Sampling from the replay and writing latents back are included.
+convolutions included, which are below because no config of ours has them; ``1m-patch`` and ``xs-patch``, the same with
+the encoder and decoder of our presets ``cpu`` and ``patch``, which see patches of 4x4. Sampling from the replay and
+writing latents back are included.
 """
 
 import shlex
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from agents.training import cli
 from agents.training.benchmark.update import Case
 from worldmodels.decoders import image_loss
-from worldmodels.encoders import ChannelNorm, conv, to_float
+from worldmodels.encoders import ChannelNorm, ImageConv, conv
 from worldmodels.layers import RMSNorm, linear
 
 COMMON = (
-    f"--agent dreamer --task walker-walk --preset paper --env.size {SIZE} --env.quality lean --collect.num-envs 1 "
+    f"--agent dreamer --task walker-walk --env.size {SIZE} --env.quality lean --collect.num-envs 1 "
     f"--collect.workers serial --training.device cpu --replay.batch {BATCH} --replay.length {LENGTH}"
 )
 XS = (
@@ -32,10 +33,7 @@ XS = (
     "--world-model.continues.units 256 --agent.actor.layers 1 --agent.actor.units 256 --agent.critic.layers 1 "
     "--agent.critic.units 256"
 )
-PATCH = (
-    "--world-model.encoder '{type: patch, patch: 4, depth: 32, mults: [1, 1, 2]}' "
-    "--world-model.decoder '{type: patch, patch: 4, depth: 32, mults: [1, 1, 2]}'"
-)
+PRESETS = {"1m": "paper,1m", "1m-patch": "paper,1m,patch", "xs": "paper", "xs-patch": "paper,patch"}
 CHANNELS = (24, 48, 96, 192)
 
 
@@ -50,12 +48,13 @@ class Encoder:
 class EncoderConv(nn.Module):
     def __init__(self, image: tuple[int, int, int]):
         super().__init__()
-        self.convs = nn.ModuleList(conv(a, b, 4, 2, 1) for a, b in pairwise((image[2], *CHANNELS)))
+        first = conv(image[2], CHANNELS[0], 4, 2, 1, kind=ImageConv)
+        self.convs = nn.ModuleList([first, *(conv(a, b, 4, 2, 1) for a, b in pairwise(CHANNELS))])
         self.norms = nn.ModuleList(map(ChannelNorm, CHANNELS))
         self.size = CHANNELS[-1] * 16
 
     def forward(self, image: Tensor) -> Tensor:
-        x = (to_float(image) - 0.5).permute(0, 3, 1, 2)
+        x = image
         for layer, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(layer(x)))
         return x.permute(0, 2, 3, 1).flatten(1)
@@ -92,9 +91,8 @@ class DecoderConv(nn.Module):
 
 
 def main(sizes: str, precision: str) -> None:
-    more = {"1m": "", "xs": XS, "xs-patch": f"{XS} {PATCH}"}[sizes]
-    common = COMMON.replace("paper", "paper,1m") if sizes == "1m" else COMMON
-    config = cli.parse([*common.split(), *shlex.split(more), "--training.precision", precision]).config
+    words = COMMON.split() + (shlex.split(XS) if sizes.startswith("xs") else [])
+    config = cli.parse([*words, "--preset", PRESETS[sizes], "--training.precision", precision]).config
     if sizes == "xs":
         own: Any = replace(config.world_model, encoder=Encoder(), decoder=Decoder())  # pyright: ignore
         config = replace(config, world_model=own)
