@@ -1,1 +1,1 @@
-{"command": "python scripts/benchmark.py update --preset paper,1m --training.precision fp32 --agent dreamer --task toy:reach --training.device cpu --training.threads 2 --collect.num-envs 1 --collect.workers serial --clock wall --json --turns 4", "load": "1"}
+{"command": "python scripts/benchmark.py update --preset paper,1m --training.precision fp32 --agent dreamer --task toy:reach --training.device cpu --collect.num-envs 1 --collect.workers serial --training.threads 2 --turns 6 --clock wall --json", "load": "1.29"}

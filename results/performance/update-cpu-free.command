@@ -1,1 +1,1 @@
-{"command": "python scripts/benchmark.py update --agent dreamer --preset cpu --task cartpole-balance --training.threads 1 --against '--training.threads 2' --clock wall --json --turns 10", "load": "0.40"}
+{"command": "python scripts/benchmark.py update --agent dreamer --preset cpu --task cartpole-balance --training.threads 1 --against '--training.threads 2' --turns 10 --clock wall --json", "load": "1.14"}

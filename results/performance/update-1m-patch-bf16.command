@@ -1,0 +1,1 @@
+{"command": "python scripts/benchmark.py update --preset paper,1m,patch --training.precision bf16 --agent dreamer --task toy:reach --training.device cpu --collect.num-envs 1 --collect.workers serial --training.threads 1 --turns 5 --clock wall --json", "load": "1.28"}

@@ -1,1 +1,0 @@
-{"command": "python scripts/benchmark.py update --preset cpu --agent dreamer --task toy:reach --training.device cpu --training.threads 1 --collect.num-envs 1 --collect.workers serial --clock cpu --json --turns 5", "load": "17.75"}
