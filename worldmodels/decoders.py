@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Real, UInt8
 from torch import Tensor, nn
 
-from worldmodels.encoders import ChannelNorm, conv, patch_seed, to_float, to_patches
+from worldmodels.encoders import ChannelNorm, conv, difference, patch_seed, to_patches
 from worldmodels.layers import ACTIVATIONS, MLP, Activation, BlockLinear, RMSNorm, initialise, linear
 
 
@@ -32,10 +32,9 @@ class SigmoidImageLoss(torch.autograd.Function):
         loss = torch.empty(len(logits), device=logits.device)
         # a few images at a time stay in a processor's cache; a GPU takes all at once
         size = 32 if logits.device.type == "cpu" else len(logits)
-        scale = 1 if image.is_floating_point() else 1 / 255
         for part in (slice(i, i + size) for i in range(0, len(logits), size)):
             drawn = torch.sigmoid(logits[part].float())
-            error = torch.sub(drawn, image[part].float(), alpha=scale)
+            error = difference(drawn, image[part])
             slope[part] = torch.addcmul(drawn, drawn, drawn, value=-1).mul_(error)
             loss[part] = error.square_().flatten(1).sum(1)
         ctx.save_for_backward(slope)
@@ -59,7 +58,7 @@ def to_pixels(patches: Float[Tensor, "N p h w"], patch: int) -> Float[Tensor, "N
 
 def image_loss(prediction: Float[Tensor, "N h w c"], image: Real[Tensor, "N h w c"]) -> Float[Tensor, " N"]:
     """Squared error summed over the pixels of an image scaled to [0, 1]."""
-    return ((prediction.float() - to_float(image)) ** 2).sum((-3, -2, -1))
+    return (difference(prediction.float(), image) ** 2).sum((-3, -2, -1))
 
 
 def to_image(prediction: Float[Tensor, "*B h w c"]) -> UInt8[Tensor, "*B h w c"]:
